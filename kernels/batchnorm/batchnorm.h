@@ -1,0 +1,114 @@
+// batchnorm: batch normalisation over N, H, W per channel (PyTorch's BatchNorm2d), NHWC, with an optional ReLU.
+//
+//   statistics   mean[c] = sum x / M,  var[c] = sum (x - mean)^2 / M (biased),  M = N*H*W,  rstd = 1/sqrt(var+eps)
+//   fwd_*        y = act(gamma[c] * (x - mean[c]) * rstd[c] + beta[c]),  act: identity or ReLU
+//   fwd_train    running = (1 - momentum) * running + momentum * statistic, with the unbiased variance
+//                var * M / (M - 1) (biased where M = 1); saves mean and rstd
+//   bwd          g = dy where the activation passed (recomputed from x), else 0
+//                dbeta = sum g,  dgamma = sum g * (x - mean) * rstd,
+//                dx = gamma * rstd * (g - dbeta/M - (x - mean) * rstd * dgamma/M)
+//
+// Statistics are computed as Welford or a two-pass sum about a mean, never as E[x^2] - E[x]^2.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/common/dtype.h"
+#include "kernels/common/impl.h"
+#include "kernels/common/tensor_spec.h"
+
+namespace kiln {
+
+struct BatchnormProblem {
+  int n = 1, h = 1, w = 1, c = 1;
+  bool relu = false;       // ReLU behind it
+  float eps = 1e-5f;
+  float momentum = 0.1f;   // weight of the new statistic
+  DType dtype = DType::kF32;
+
+  long long per_channel() const { return 1LL * n * h * w; }  // M
+  // "n512_h32_w32_c64[_relu][_eps0.001][_mom0.5]"; h and w default to 1, or w to h.
+  std::string str() const;
+  static BatchnormProblem parse(std::string_view text, DType dtype);
+  void validate() const;
+};
+
+struct BatchnormFwdTrain {
+  static constexpr const char* kOp = "batchnorm";
+  static constexpr const char* kPass = "fwd_train";
+  using Problem = BatchnormProblem;
+  struct Args {
+    const void* x;       // [N,H,W,C] dtype
+    const void* gamma;   // [C] fp32
+    const void* beta;    // [C] fp32
+    void* running_mean;  // [C] fp32, in and out
+    void* running_var;   // [C] fp32, in and out
+    void* y;             // [N,H,W,C] dtype
+    void* saved_mean;    // [C] fp32
+    void* saved_rstd;    // [C] fp32
+  };
+  static std::vector<TensorSpec> tensors(const Problem&);
+  static double flops(const Problem& p) { return 8.0 * p.per_channel() * p.c; }
+  static Table<BatchnormFwdTrain> impls(DeviceKind);
+};
+
+// Normalises with statistics that are given.
+struct BatchnormFwdApply {
+  static constexpr const char* kOp = "batchnorm";
+  static constexpr const char* kPass = "fwd_apply";
+  using Problem = BatchnormProblem;
+  struct Args {
+    const void* x;      // [N,H,W,C] dtype
+    const void* gamma;  // [C] fp32
+    const void* beta;   // [C] fp32
+    const void* mean;   // [C] fp32
+    const void* rstd;   // [C] fp32
+    void* y;            // [N,H,W,C] dtype
+  };
+  static std::vector<TensorSpec> tensors(const Problem&);
+  static double flops(const Problem& p) { return 3.0 * p.per_channel() * p.c; }
+  static Table<BatchnormFwdApply> impls(DeviceKind);
+};
+
+// Normalises with the running statistics.
+struct BatchnormFwdInfer {
+  static constexpr const char* kOp = "batchnorm";
+  static constexpr const char* kPass = "fwd_infer";
+  using Problem = BatchnormProblem;
+  struct Args {
+    const void* x;             // [N,H,W,C] dtype
+    const void* gamma;         // [C] fp32
+    const void* beta;          // [C] fp32
+    const void* running_mean;  // [C] fp32
+    const void* running_var;   // [C] fp32
+    void* y;                   // [N,H,W,C] dtype
+  };
+  static std::vector<TensorSpec> tensors(const Problem&);
+  static double flops(const Problem& p) { return 3.0 * p.per_channel() * p.c; }
+  static Table<BatchnormFwdInfer> impls(DeviceKind);
+};
+
+struct BatchnormBwd {
+  static constexpr const char* kOp = "batchnorm";
+  static constexpr const char* kPass = "bwd";
+  using Problem = BatchnormProblem;
+  struct Args {
+    const void* dy;          // [N,H,W,C] dtype
+    const void* x;           // [N,H,W,C] dtype
+    const void* gamma;       // [C] fp32
+    const void* beta;        // [C] fp32
+    const void* saved_mean;  // [C] fp32
+    const void* saved_rstd;  // [C] fp32
+    void* dx;                // [N,H,W,C] dtype
+    void* dgamma;            // [C] fp32
+    void* dbeta;             // [C] fp32
+  };
+  static std::vector<TensorSpec> tensors(const Problem&);
+  static double flops(const Problem& p) { return 11.0 * p.per_channel() * p.c; }
+  static Table<BatchnormBwd> impls(DeviceKind);
+  static void derive(const Problem&, HostTensors&);  // saved_mean, saved_rstd: the statistics of x
+};
+
+}  // namespace kiln

@@ -1,0 +1,90 @@
+#include "kernels/conv2d/conv2d.h"
+
+#include "kernels/common/problem_string.h"
+
+namespace kiln {
+
+std::string Conv2dProblem::str() const {
+  ProblemWriter out;
+  out.field("n", n).field("h", h).field("w", w).field("c", c).field("k", k).pair("r", r, s);
+  if (stride_h != 1 || stride_w != 1) out.pair("st", stride_h, stride_w);
+  if (pad_h != r / 2 || pad_w != s / 2) out.pair("p", pad_h, pad_w);
+  if (c_stride) out.field("cs", c_stride);
+  return out.flag("bias", bias).flag("acc", accumulate).str();
+}
+
+Conv2dProblem Conv2dProblem::parse(std::string_view text, DType dtype) {
+  const ProblemReader in("conv2d", text, {"n", "h", "w", "c", "k", "r", "st", "p", "cs"}, {"bias", "acc"});
+  Conv2dProblem p;
+  p.n = static_cast<int>(in.integer("n"));
+  p.h = static_cast<int>(in.integer("h"));
+  p.w = static_cast<int>(in.integer("w", p.h));
+  p.c = static_cast<int>(in.integer("c"));
+  p.k = static_cast<int>(in.integer("k"));
+  std::tie(p.r, p.s) = in.pair("r");
+  std::tie(p.stride_h, p.stride_w) = in.pair("st", {1, 1});
+  std::tie(p.pad_h, p.pad_w) = in.pair("p", {p.r / 2, p.s / 2});
+  p.c_stride = static_cast<int>(in.integer("cs", 0));
+  p.bias = in.flag("bias");
+  p.accumulate = in.flag("acc");
+  p.dtype = dtype;
+  p.validate();
+  return p;
+}
+
+void Conv2dProblem::validate() const {
+  const std::string text = str();
+  const auto rule = [&](bool holds, const char* what) {
+    if (!holds) fail_problem("conv2d", text, what);
+  };
+  for (const auto& [name, value] : {std::pair{"n", n}, {"h", h}, {"w", w}, {"c", c}, {"k", k}, {"r (height)", r},
+                                    {"r (width)", s}, {"st (height)", stride_h}, {"st (width)", stride_w}}) {
+    require_positive("conv2d", text, name, value);
+  }
+  rule(dtype == DType::kF32 || dtype == DType::kTF32 || dtype == DType::kBF16, "dtype must be fp32, tf32 or bf16");
+  rule(pad_h >= 0 && pad_w >= 0, "padding must not be negative");
+  rule(pad_h < r && pad_w < s, "padding must be smaller than the filter");
+  rule(h + 2LL * pad_h >= r && w + 2LL * pad_w >= s, "the filter must not be larger than the padded input");
+  rule(c_stride == 0 || c_stride >= c, "cs must be at least c");
+  rule(!accumulate || x_channels() == c, "acc needs cs = c");
+  require_indexable("conv2d", text, "x", {n, h, w, x_channels()});
+  require_indexable("conv2d", text, "y", {n, p(), q(), k});
+  require_indexable("conv2d", text, "w", {k, r, s, c});
+}
+
+namespace {
+
+std::vector<int64_t> x_shape(const Conv2dProblem& p) { return {p.n, p.h, p.w, p.x_channels()}; }
+std::vector<int64_t> y_shape(const Conv2dProblem& p) { return {p.n, p.p(), p.q(), p.k}; }
+std::vector<int64_t> w_shape(const Conv2dProblem& p) { return {p.k, p.r, p.s, p.c}; }
+Role in_if(bool present) { return present ? Role::kIn : Role::kAbsent; }
+Role out_if(bool present) { return present ? Role::kOut : Role::kAbsent; }
+
+}  // namespace
+
+std::vector<TensorSpec> Conv2dFwd::tensors(const Conv2dProblem& p) {
+  return {{.name = "x", .shape = x_shape(p), .dtype = p.dtype},
+          {.name = "w", .shape = w_shape(p), .dtype = p.dtype},
+          {.name = "bias", .shape = {p.k}, .role = in_if(p.bias)},
+          {.name = "y", .shape = y_shape(p), .dtype = p.dtype, .role = Role::kOut, .terms = 1.0 * p.c * p.r * p.s}};
+}
+
+std::vector<TensorSpec> Conv2dDgrad::tensors(const Conv2dProblem& p) {
+  return {{.name = "dy", .shape = y_shape(p), .dtype = p.dtype},
+          {.name = "w", .shape = w_shape(p), .dtype = p.dtype},
+          {.name = "dx",
+           .shape = x_shape(p),
+           .dtype = p.dtype,
+           .role = p.accumulate ? Role::kInOut : Role::kOut,
+           .terms = 1.0 * p.k * p.r * p.s}};
+}
+
+std::vector<TensorSpec> Conv2dWgrad::tensors(const Conv2dProblem& p) {
+  const double terms = 1.0 * p.n * p.p() * p.q();
+  return {{.name = "dy", .shape = y_shape(p), .dtype = p.dtype},
+          {.name = "x", .shape = x_shape(p), .dtype = p.dtype},
+          {.name = "dw", .shape = w_shape(p), .role = Role::kOut, .terms = terms},
+          {.name = "dbias", .shape = {p.k}, .role = out_if(p.bias), .terms = terms}};
+}
+
+}  // namespace kiln

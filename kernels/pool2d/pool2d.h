@@ -1,0 +1,102 @@
+// pool2d: max_pool2d (with the position of the maximum saved for the backward pass) and global_avg_pool. NHWC.
+//
+//   max fwd  y[n,p,q,c] = max_{r,s in window, inside the image} x[n, p*sh+r-ph, q*sw+s-pw, c]
+//            NaN wins; the first maximum in (r,s) order is the position; output size is floor mode (PyTorch).
+//   max bwd  dx[n,h,w,c] = sum over the windows whose saved position is (h,w) of dy[n,p,q,c]
+//   gap fwd  y[n,c] = mean_{h,w} x[n,h,w,c];   gap bwd  dx[n,h,w,c] = dy[n,c] / (H*W)
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/common/dtype.h"
+#include "kernels/common/impl.h"
+#include "kernels/common/tensor_spec.h"
+
+namespace kiln {
+
+// How max_pool2d saves the position of the maximum. kArg8: one byte an output, r*S+s within the window.
+enum class PoolArg { kNone, kArg8 };
+
+struct MaxPool2dProblem {
+  int n = 1, h = 1, w = 1, c = 1;
+  int r = 2, s = 2;  // window height, width
+  int stride_h = 2, stride_w = 2;
+  int pad_h = 0, pad_w = 0;
+  PoolArg arg = PoolArg::kNone;  // kNone: forward for inference; the backward pass needs an encoding
+  DType dtype = DType::kF32;
+
+  int p() const { return (h + 2 * pad_h - r) / stride_h + 1; }
+  int q() const { return (w + 2 * pad_w - s) / stride_w + 1; }
+  // "n512_h32_w32_c64_r2_st2_p0[_arg8]"; w defaults to h, st to r, p to 0.
+  std::string str() const;
+  static MaxPool2dProblem parse(std::string_view text, DType dtype);
+  void validate() const;
+};
+
+struct MaxPool2dFwd {
+  static constexpr const char* kOp = "max_pool2d";
+  static constexpr const char* kPass = "fwd";
+  using Problem = MaxPool2dProblem;
+  struct Args {
+    const void* x;  // [N,H,W,C] dtype
+    void* y;        // [N,P,Q,C] dtype
+    void* arg;      // [N,P,Q,C] uint8 for kArg8, null for kNone
+  };
+  static std::vector<TensorSpec> tensors(const Problem&);
+  static double flops(const Problem& p) { return 1.0 * p.n * p.p() * p.q() * p.c * (p.r * p.s - 1); }
+  static Table<MaxPool2dFwd> impls(DeviceKind);
+};
+
+struct MaxPool2dBwd {
+  static constexpr const char* kOp = "max_pool2d";
+  static constexpr const char* kPass = "bwd";
+  using Problem = MaxPool2dProblem;
+  struct Args {
+    const void* dy;   // [N,P,Q,C] dtype
+    const void* arg;  // [N,P,Q,C] uint8
+    void* dx;         // [N,H,W,C] dtype
+  };
+  static std::vector<TensorSpec> tensors(const Problem&);  // throws Error for kNone
+  static double flops(const Problem& p) { return 1.0 * p.n * p.p() * p.q() * p.c; }
+  static Table<MaxPool2dBwd> impls(DeviceKind);
+  static void derive(const Problem&, HostTensors&);  // arg: from the forward pass of a random x
+};
+
+struct GlobalAvgPoolProblem {
+  int n = 1, h = 1, w = 1, c = 1;
+  DType dtype = DType::kF32;
+  // "n512_h4_w4_c512"; w defaults to h.
+  std::string str() const;
+  static GlobalAvgPoolProblem parse(std::string_view text, DType dtype);
+  void validate() const;
+};
+
+struct GlobalAvgPoolFwd {
+  static constexpr const char* kOp = "global_avg_pool";
+  static constexpr const char* kPass = "fwd";
+  using Problem = GlobalAvgPoolProblem;
+  struct Args {
+    const void* x;  // [N,H,W,C] dtype
+    void* y;        // [N,C] dtype
+  };
+  static std::vector<TensorSpec> tensors(const Problem&);
+  static double flops(const Problem& p) { return 1.0 * p.n * p.h * p.w * p.c; }
+  static Table<GlobalAvgPoolFwd> impls(DeviceKind);
+};
+
+struct GlobalAvgPoolBwd {
+  static constexpr const char* kOp = "global_avg_pool";
+  static constexpr const char* kPass = "bwd";
+  using Problem = GlobalAvgPoolProblem;
+  struct Args {
+    const void* dy;  // [N,C] dtype
+    void* dx;        // [N,H,W,C] dtype
+  };
+  static std::vector<TensorSpec> tensors(const Problem&);
+  static double flops(const Problem& p) { return 1.0 * p.n * p.c; }
+  static Table<GlobalAvgPoolBwd> impls(DeviceKind);
+};
+
+}  // namespace kiln
