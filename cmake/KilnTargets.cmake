@@ -2,7 +2,7 @@
 add_library(kiln_options INTERFACE)
 target_include_directories(kiln_options INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(kiln_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
-                                              $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --warn-on-spills>)
+                                              $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra -Xptxas=--warn-on-spills>)
 if(KILN_WERROR)
   target_compile_options(kiln_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>
                                                 "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Werror;-Werror=all-warnings>")

@@ -9,14 +9,14 @@ namespace kiln {
 
 // One layer. `type` is one of conv2d, batchnorm, relu, add, max_pool2d, global_avg_pool, flatten, linear.
 struct LayerDescription {
-  std::string id;                   // unique; parameters are named "<id>.weight", ...
+  std::string id;  // unique; parameters are named "<id>.weight", ...
   std::string type;
   std::vector<std::string> inputs;  // ids; default: the layer before ("input" for the first)
   int channels = 0;                 // conv2d: output channels; linear: output features
   int kernel_h = 0, kernel_w = 0;   // conv2d, max_pool2d
   int stride_h = 1, stride_w = 1;
   int pad_h = 0, pad_w = 0;
-  bool bias = false;                // conv2d, linear
+  bool bias = false;                   // conv2d, linear
   float eps = 1e-5f, momentum = 0.1f;  // batchnorm
 };
 

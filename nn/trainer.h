@@ -15,7 +15,8 @@
 namespace kiln {
 
 enum class Schedule { kConstant, kCosine, kOneCycle, kLinear };
-Schedule schedule_from_name(const std::string& name);  // "constant", "cosine", "one_cycle", "linear"; throws Error
+// "constant", "cosine", "one_cycle", "linear"; throws Error for any other.
+Schedule schedule_from_name(const std::string& name);
 const char* name_of(Schedule);
 
 struct TrainOptions {
@@ -23,15 +24,15 @@ struct TrainOptions {
   ImplChoice impl;
   uint64_t seed = 0;
   int batch = 512;
-  double epochs = 1;              // may be fractional
-  long long max_steps = 0;        // stop after this many, 0: no limit
+  double epochs = 1;        // may be fractional
+  long long max_steps = 0;  // stop after this many, 0: no limit
   Schedule schedule = Schedule::kCosine;
-  float lr = 0.1f;                // peak
-  double warmup_epochs = 0;       // linear from 0
-  float final_lr_factor = 0.0f;   // lr at the end / peak
+  float lr = 0.1f;               // peak
+  double warmup_epochs = 0;      // linear from 0
+  float final_lr_factor = 0.0f;  // lr at the end / peak
   float momentum = 0.9f;
   bool nesterov = true;
-  float weight_decay = 5e-4f;     // on conv and linear weights; biases and batchnorm parameters have none
+  float weight_decay = 5e-4f;  // on conv and linear weights; biases and batchnorm parameters have none
   float label_smoothing = 0.0f;
   int augment_pad = 4;
   bool augment_flip = true;
@@ -49,8 +50,8 @@ struct DrainRecord {
   double loss = 0, accuracy = 0;
   double lr = 0;
   double images_per_s = 0;
-  long long skipped_updates = 0;     // not finite, since the start
-  std::vector<float> step_losses;    // each step's mean loss since the last drain
+  long long skipped_updates = 0;   // not finite, since the start
+  std::vector<float> step_losses;  // each step's mean loss since the last drain
 };
 
 struct EvalResult {
@@ -63,7 +64,8 @@ class Trainer {
  public:
   // Builds network, programs and device data. Throws Error for shapes that do not fit (naming the layer), for
   // implementations that do not support a layer, and for too little memory. `data` must outlive the trainer.
-  Trainer(const NetworkDescription& network, const DataPair& data, const Device& device, const TrainOptions& options);
+  Trainer(const NetworkDescription& network, const DataPair& data, const Device& device,
+          const TrainOptions& options);
   ~Trainer();
 
   long long steps_per_epoch() const;  // ceil: an epoch is all the images, the last batch may be small

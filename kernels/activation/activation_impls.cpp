@@ -3,6 +3,7 @@
 
 namespace kiln {
 
+// clang-format off
 KILN_TABLES(ReluFwd,
             (relu_fwd_cpu_fast,
              relu_fwd_cpu_naive),
@@ -29,5 +30,6 @@ KILN_TABLES(AddBwd,
              add_bwd_cpu_naive),
             (add_bwd_vectorized,
              add_bwd_naive))
+// clang-format on
 
 }  // namespace kiln

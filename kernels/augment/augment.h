@@ -1,15 +1,18 @@
 // augment: from the resident uint8 images to the network's input, one batch: gather, pad-and-crop, flip, cutout,
 // normalise, convert. Without pad, flip and cut it is the plain loader that evaluation uses.
 //
-// Image i of the batch is images[order[batch_offset + i]]; batch_offset, seed and epoch come from StepState.
-// Its draws are d = philox(seed, kAugment, epoch * m + batch_offset + i):
-//   crop    dy = below(d[0] & 0xffff0000 as 32 bits, 2*pad+1) - pad, dx likewise from d[1]: source pixel
-//           (h+dy, w+dx'), outside the image: 0 after normalisation (padding with the mean)
-//   flip    mirrored left-right where flip and d[2] >= 2^31 (the crop is taken first, then mirrored: dx' = dx)
-//   cutout  a cut x cut square of zeros (after normalisation) at centre (below(d3.v[0], h), below(d3.v[1], w)),
-//           d3 = philox(..., sub = 1), clipped at the borders, rows centre - cut/2 ... centre - cut/2 + cut - 1
-//   y       = (pixel / 255 - mean[c]) / std[c], computed as fp32 (pixel * (1/255) - mean) * inv_std
-// The exact order is in augment_geometry.h, which the CPU and the CUDA code share.
+// Image i of the batch is images[order[batch_offset + i]]; batch_offset, seed and epoch come from StepState, and
+// batch_offset + n <= m: a batch never wraps. Its draws are d = philox(seed, kAugment, k) and
+// e = philox(seed, kAugment, k, sub = 1) with the 64-bit counter k = epoch * m + batch_offset + i, and
+// below(bits, n) = uniform_below of philox.h:
+//   crop    dy = below(d[0], 2*pad+1) - pad, dx = below(d[1], 2*pad+1) - pad: pixel (h, w) of the crop is pixel
+//           (h+dy, w+dx) of the image; outside the image it is 0 after normalisation (padding with the mean)
+//   flip    the crop is mirrored left-right where flip and d[2] >= 2^31: output (h, w) is the crop's (h, W-1-w)
+//   cutout  a cut x cut square of zeros (after normalisation) in the output, around (below(e[0], H),
+//           below(e[1], W)): rows centre - cut/2 ... centre - cut/2 + cut - 1, columns likewise, clipped
+//   y       = (pixel / 255 - mean[c]) / std[c], computed in fp32 as fma(pixel, 1/255, -mean[c]) * (1/std[c]), then
+//           rounded to y's type: the same bits on every device
+// The formulas as code are in augment_geometry.h, which the CPU and the CUDA implementations share.
 #pragma once
 
 #include <string>
@@ -54,6 +57,7 @@ struct AugmentFwd {
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 3.0 * p.n * p.h * p.w * p.c; }
+  static double compulsory_bytes(const Problem& p);  // one batch's: the data set is not read whole
   static Table<AugmentFwd> impls(DeviceKind);
   static void derive(const Problem&, HostTensors&);  // step, order, mean, std
 };

@@ -46,10 +46,10 @@ ProblemWriter& ProblemWriter::pair(std::string_view key, int h, int w) {
   return *this;
 }
 
-ProblemWriter& ProblemWriter::real(std::string_view key, double value) {
+ProblemWriter& ProblemWriter::real(std::string_view key, float value) {
   separate();
   char digits[64];
-  const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
+  const auto end = std::to_chars(digits, digits + sizeof digits, value, std::chars_format::fixed).ptr;
   text_ += std::string(key) + std::string(digits, end);
   return *this;
 }

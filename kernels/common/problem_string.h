@@ -17,7 +17,7 @@ class ProblemWriter {
  public:
   ProblemWriter& field(std::string_view key, long long value);          // h32
   ProblemWriter& pair(std::string_view key, int h, int w);              // st2, or st1x2 where they differ
-  ProblemWriter& real(std::string_view key, double value);              // ls0.1: shortest that reads back
+  ProblemWriter& real(std::string_view key, float value);               // ls0.1: fewest digits that read back
   ProblemWriter& flag(std::string_view name, bool present = true);      // relu
   const std::string& str() const { return text_; }
 

@@ -41,6 +41,9 @@ PassInfo make_pass() {
   info.tensors = [](const AnyProblem& any) { return Pass::tensors(problem_of<Pass>(any)); };
   info.flops = [](const AnyProblem& any) { return Pass::flops(problem_of<Pass>(any)); };
   info.compulsory_bytes = [](const AnyProblem& any) {
+    if constexpr (requires { Pass::compulsory_bytes(problem_of<Pass>(any)); }) {
+      return Pass::compulsory_bytes(problem_of<Pass>(any));
+    }
     double bytes = 0;
     for (const TensorSpec& t : Pass::tensors(problem_of<Pass>(any))) {
       if (t.is_input()) bytes += static_cast<double>(t.bytes());

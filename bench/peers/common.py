@@ -1,0 +1,154 @@
+"""What the PyTorch benchmarks share: problem strings, timing, and Google Benchmark's JSON."""
+
+import datetime
+import json
+import math
+import os
+import re
+import socket
+import statistics
+import sys
+import time
+
+import torch
+
+L2_ROTATION = 3  # cold timing: buffers rotated over more than this many times the L2 cache
+REPETITIONS = 7
+MOST_SETS = 512
+
+
+def parse_problem(text):
+    """'n512_h32_w32_c64_k64_r3_st1_p1_relu' -> {'n': 512, ..., 'r': (3, 3), 'st': (1, 1), 'relu': True}."""
+    problem = {}
+    for token in text.split("_"):
+        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?(?:e-?\d+)?)(?:x(\d+))?", token)
+        if not match or token in ("arg8", "arg2"):
+            problem[token] = True
+            continue
+        key, first, second = match.groups()
+        if key in ("r", "st", "p"):
+            problem[key] = (int(first), int(second or first))
+        else:
+            problem[key] = float(first) if not first.isdigit() else int(first)
+    problem.setdefault("h", 1)
+    problem.setdefault("w", problem["h"])
+    return problem
+
+
+def median_and_spread(samples):
+    """Median, and half the interquartile range in percent of it."""
+    median = statistics.median(samples)
+    quarters = statistics.quantiles(samples, n=4, method="inclusive")
+    return median, 50 * (quarters[2] - quarters[0]) / median
+
+
+def tensor_bytes(tensors):
+    """Bytes of the tensors that a call is given or returns; outputs kept for autograd (they have a grad_fn) are not."""
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor) and t.grad_fn is None)
+
+
+def flat_list(result):
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def _replay_samples(run, sets):
+    """Seconds a call, one sample a repetition: `run` on each set once, captured in one CUDA graph and replayed."""
+    graph, kept = torch.cuda.CUDAGraph(), []
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for one in sets:
+            kept.append(run(one))  # kept, so that every call writes to memory of its own
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    graph.replay()
+    torch.cuda.synchronize()
+    start.record()
+    graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    replays = max(1, min(200, math.ceil(20 / max(start.elapsed_time(end), 1e-3))))  # about 20 ms a repetition
+    samples = []
+    for _ in range(REPETITIONS):
+        start.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        samples.append(start.elapsed_time(end) * 1e-3 / (replays * len(sets)))
+    return samples
+
+
+def _cpu_samples(run, one):
+    samples = []
+    for _ in range(REPETITIONS):
+        start = time.perf_counter()
+        run(one)
+        samples.append(time.perf_counter() - start)
+    return samples
+
+
+def time_call(make_set, run, device):
+    """(cold, warm, spread of cold in percent): seconds of run(make_set()). On the CPU both are the same number."""
+    if device == "cpu":
+        one = make_set()
+        run(one)
+        median, spread = median_and_spread(_cpu_samples(run, one))
+        return median, median, spread
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        first = make_set()
+        for _ in range(3):
+            result = run(first)
+        torch.cuda.synchronize()
+        size = max(1, tensor_bytes(first) + tensor_bytes(flat_list(result)))
+        l2 = torch.cuda.get_device_properties(0).L2_cache_size
+        count = min(MOST_SETS, max(2, math.ceil(L2_ROTATION * l2 / size) + 1))
+        sets = [first] + [make_set() for _ in range(count - 1)]
+        for one in sets[1:3]:
+            run(one)
+        torch.cuda.synchronize()
+        cold, spread = median_and_spread(_replay_samples(run, sets))
+        warm, _ = median_and_spread(_replay_samples(run, [first] * min(count, 20)))
+    return cold, warm, spread
+
+
+def context(device, **more):
+    """The context of a result file."""
+    facts = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host_name": socket.gethostname(),
+        "executable": sys.argv[0],
+        "schema": "1",
+        "commit": os.environ.get("KILN_COMMIT", ""),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        facts["device"] = properties.name
+        facts["uuid"] = f"GPU-{properties.uuid}"
+        facts["cuda"] = torch.version.cuda
+        facts["cudnn"] = str(torch.backends.cudnn.version())
+    facts.update(more)
+    return facts
+
+
+def row(name, seconds, unit, label="", **counters):
+    scale = {"us": 1e6, "s": 1.0}[unit]
+    entry = {"name": name, "run_name": name, "run_type": "iteration", "repetitions": 1, "repetition_index": 0,
+             "threads": 1, "iterations": 1, "real_time": seconds * scale, "cpu_time": seconds * scale,
+             "time_unit": unit}
+    entry.update(counters)
+    if label:
+        entry["label"] = label
+    return entry
+
+
+def write_results(path, facts, rows):
+    """Google Benchmark's JSON (with its bare NaN), written whole or not at all."""
+    text = json.dumps({"context": facts, "benchmarks": rows}, indent=2)
+    if not path:
+        print(text)
+        return
+    with open(path + ".tmp", "w") as out:
+        out.write(text + "\n")
+    os.replace(path + ".tmp", path)

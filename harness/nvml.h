@@ -1,0 +1,37 @@
+// What the driver's management library says of a GPU. It is loaded at run time; where it, the driver or the GPU is
+// missing, everything here is simply absent.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace kiln {
+
+struct GpuSample {
+  std::optional<unsigned> utilization_pct;  // share of the last sampling period with a kernel running
+  std::optional<double> power_w;
+  std::optional<unsigned> sm_mhz;
+  std::optional<uint64_t> memory_used_bytes;  // of the whole card, all processes
+};
+
+class Nvml {
+ public:
+  // uuid: "GPU-..." as Device::uuid has it; "" gives an object without a GPU.
+  explicit Nvml(const std::string& uuid);
+  ~Nvml();
+  Nvml(const Nvml&) = delete;
+  Nvml& operator=(const Nvml&) = delete;
+
+  bool available() const { return gpu_ != nullptr; }
+  GpuSample sample() const;
+  std::string driver_version() const;  // "" where unknown
+
+ private:
+  template <class F>
+  F symbol(const char* name) const;
+  void* library_ = nullptr;
+  void* gpu_ = nullptr;
+};
+
+}  // namespace kiln

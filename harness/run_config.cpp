@@ -1,0 +1,92 @@
+#include "harness/run_config.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include "kernels/common/error.h"
+
+namespace kiln {
+namespace {
+
+using Json = nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+Json read_json(const std::string& path, const std::string& missing) {
+  std::ifstream in(path);
+  if (!in) fail_usage(missing);
+  try {
+    return Json::parse(in);
+  } catch (const nlohmann::json::exception& e) {
+    fail_usage("'" + path + "' is damaged: " + e.what());
+  }
+}
+
+// Runs `read`; what the JSON library objects to becomes an Error.
+template <class Read>
+auto reading(const Read& read) {
+  try {
+    return read();
+  } catch (const nlohmann::json::exception& e) {
+    fail_usage(std::string("the run's config.json is damaged: ") + e.what());
+  }
+}
+
+template <class T>
+void fill(const Json& options, const char* key, std::optional<T>* value) {
+  if (!*value) *value = options.at(key).get<T>();
+}
+
+template <class T>
+void fill(const Json& value, T* where) {
+  if (*where == T{}) *where = value.get<T>();
+}
+
+}  // namespace
+
+Json read_run_config(const std::string& flag, const std::string& folder) {
+  return read_json((fs::path(folder) / "config.json").string(),
+                   flag + " '" + folder + "' is no run folder: it has no config.json");
+}
+
+NetworkDescription network_of_run(const Json& config) {
+  return reading([&] { return parse_network(config.at("network").dump()); });
+}
+
+long long steps_of_run(const std::string& folder) {
+  const Json summary = read_json((fs::path(folder) / "summary.json").string(),
+                                 "the run in '" + folder + "' has no summary.json: it ended before its checkpoint");
+  return reading([&] { return summary.at("steps").get<long long>(); });
+}
+
+void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
+  reading([&] {
+    const Json& options = config.at("options");
+    const Json& data = config.at("data");
+    fill(options, "epochs", &f->epochs);
+    fill(options, "warmup_epochs", &f->warmup);
+    fill(options, "batch", &f->batch);
+    fill(options, "pad", &f->pad);
+    fill(options, "cutout", &f->cutout);
+    fill(options, "lr", &f->lr);
+    fill(options, "momentum", &f->momentum);
+    fill(options, "weight_decay", &f->weight_decay);
+    fill(options, "label_smoothing", &f->label_smoothing);
+    fill(options, "schedule", &f->schedule);
+    fill(options.at("fusions_off"), &f->fusions_off);
+    fill(options.at("precision"), &f->common.precision);
+    fill(options.at("impl"), &f->common.impl);
+    fill(config.at("device").at("kind"), &f->common.device);
+    fill(data.at("train_images"), &f->common.train_images);
+    fill(data.at("test_images"), &f->common.test_images);
+    if (f->common.data.empty()) f->common.data = data.value("path", "");
+    f->no_nesterov = f->no_nesterov || !options.at("nesterov").get<bool>();
+    f->no_flip = f->no_flip || !options.at("flip").get<bool>();
+    const auto seed = options.at("seed").get<unsigned long long>();
+    if (seed_given && f->seed != seed) {
+      fail_usage("--seed " + std::to_string(f->seed) + ": a resumed run keeps its seed, " + std::to_string(seed));
+    }
+    f->seed = seed;
+  });
+}
+
+}  // namespace kiln

@@ -1,0 +1,24 @@
+// Reading an earlier run's config.json, for `kiln eval --checkpoint RUN_DIR` and `kiln train --resume RUN_DIR`.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "harness/train_options.h"
+#include "nn/description.h"
+
+namespace kiln {
+
+// Throws Error where `folder` is no run folder or the file is damaged. `flag` names the flag in the message.
+nlohmann::ordered_json read_run_config(const std::string& flag, const std::string& folder);
+
+NetworkDescription network_of_run(const nlohmann::ordered_json& config);
+
+// The steps that the run in `folder` had done when it wrote its checkpoint. Throws Error where it has none.
+long long steps_of_run(const std::string& folder);
+
+// Gives the run's values to what was not named on the command line. Throws Error for a --seed other than the run's.
+// The limit --max-steps is not taken over.
+void fill_from_run(const nlohmann::ordered_json& config, bool seed_given, TrainFlags* flags);
+
+}  // namespace kiln

@@ -1,0 +1,302 @@
+// `kiln train`: one training run and its folder.
+#include <sys/resource.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <ctime>
+#include <filesystem>
+#include <memory>
+
+#include "harness/build_info.h"
+#include "harness/commands.h"
+#include "harness/interrupt.h"
+#include "harness/nvml.h"
+#include "harness/progress.h"
+#include "harness/run_config.h"
+#include "harness/run_folder.h"
+#include "harness/train_options.h"
+#include "kernels/common/error.h"
+#include "nn/trainer.h"
+
+namespace kiln {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  return text;
+}
+
+long long peak_host_bytes() {
+  rusage usage{};
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * 1024LL : 0;
+}
+
+// A run's name where --out gives none: "small_cnn-cuda-bf16-e20-s0".
+std::string run_name(const std::string& network, const Device& device, const TrainOptions& o) {
+  char epochs[32];
+  std::snprintf(epochs, sizeof epochs, "%.6g", o.epochs);
+  return network + "-" + (device.is_cuda() ? "cuda" : "cpu") + "-" + name_of(o.precision) + "-e" + epochs + "-s" +
+         std::to_string(o.seed);
+}
+
+// What is measured while a run goes on.
+struct Measured {
+  Clock::time_point start = Clock::now();
+  double eval_seconds = 0;  // inside the run, taken out of train_seconds
+  long long first_step = 0, steps = 0;  // done before this run, done in all
+  double epochs = 0;
+  long long skipped_updates = 0;
+  std::vector<float> losses;  // of every step
+  uint64_t device_bytes = 0;  // most seen in use on the card
+  double train_seconds() const { return seconds_since(start) - eval_seconds; }
+  // Mean over the last epoch's steps.
+  double train_loss(long long steps_per_epoch) const {
+    const size_t count = std::min<size_t>(losses.size(), static_cast<size_t>(steps_per_epoch));
+    double sum = 0;
+    for (size_t i = losses.size() - count; i < losses.size(); ++i) sum += losses[i];
+    return count ? sum / static_cast<double>(count) : 0;
+  }
+};
+
+Json metrics_line(const DrainRecord& r, double seconds, const GpuSample& gpu) {
+  Json line = {{"step", r.step},         {"epoch", r.epoch},
+               {"loss", r.loss},         {"accuracy", r.accuracy},
+               {"lr", r.lr},             {"images_per_s", r.images_per_s},
+               {"seconds", seconds},     {"skipped_updates", r.skipped_updates}};
+  if (gpu.utilization_pct) line["gpu_utilization_pct"] = *gpu.utilization_pct;
+  if (gpu.power_w) line["gpu_power_w"] = *gpu.power_w;
+  if (gpu.sm_mhz) line["gpu_sm_mhz"] = *gpu.sm_mhz;
+  if (gpu.memory_used_bytes) line["gpu_memory_used_bytes"] = *gpu.memory_used_bytes;
+  return line;
+}
+
+// One training run from parsed flags to exit status.
+class Run {
+ public:
+  Run(const TrainFlags& flags, const std::string& command_line)
+      : flags_(flags),
+        command_line_(command_line),
+        network_(flags.resume.empty() ? load_network(flags.common.model)
+                                      : network_of_run(read_run_config("--resume", flags.resume))),
+        device_(select_device(flags.common, stderr)),
+        nvml_(device_.uuid) {
+    const DType precision = select_precision(flags.common.precision, device_);
+    options_ = make_train_options(flags, network_.name, device_, precision);
+    options_.impl = select_impl(flags.common.impl, device_, stderr);
+    choose_folder();
+    data_ = load_images(flags.common, stderr);
+    trainer_ = std::make_unique<Trainer>(network_, data_, device_, options_);
+    if (!flags.resume.empty()) load_checkpoint();
+  }
+
+  int execute() {
+    if (flags_.print_plan) {
+      for (const std::string& line : trainer_->plan_lines()) std::printf("%s\n", line.c_str());
+      return 0;
+    }
+    folder_ = std::make_unique<RunFolder>(in_place_ ? RunFolder::reopen(out_)
+                                                    : RunFolder::create(out_, flags_.overwrite));
+    folder_->write_json("config.json", config());
+    std::printf("%s (%s parameters) on %s, %s; %s: %s training images, %s steps of %d\n", network_.name.c_str(),
+                with_thousands(static_cast<double>(trainer_->parameter_count())).c_str(), device_.name.c_str(),
+                name_of(options_.precision), data_.train.name.c_str(),
+                with_thousands(static_cast<double>(data_.train.count())).c_str(),
+                with_thousands(static_cast<double>(trainer_->total_steps())).c_str(), options_.batch);
+    std::fflush(stdout);
+    train();
+    return stopped_ ? finish_interrupted() : finish();
+  }
+
+ private:
+  void choose_folder() {
+    in_place_ = flags_.out.empty() && !flags_.resume.empty();
+    out_ = in_place_             ? flags_.resume
+           : flags_.out.empty() ? RunFolder::first_free("runs", run_name(network_.name, device_, options_))
+                                : flags_.out;
+    if (!flags_.print_plan) RunFolder::check(out_, flags_.overwrite || in_place_);
+  }
+
+  void load_checkpoint() {
+    const std::filesystem::path run = flags_.resume;
+    measured_.first_step = measured_.steps = steps_of_run(flags_.resume);
+    if (measured_.first_step >= trainer_->total_steps()) {
+      fail_usage("--resume '" + flags_.resume + "': its " + std::to_string(measured_.first_step) +
+                 " steps are done; more --epochs would continue it");
+    }
+    trainer_->load_weights((run / "weights.safetensors").string());
+    trainer_->load_state((run / "state.safetensors").string());
+  }
+
+  void save_checkpoint() {
+    trainer_->save_weights(folder_->file("weights.safetensors"));
+    trainer_->save_state(folder_->file("state.safetensors"));
+  }
+
+  Json config() {
+    Json implementations = Json::object();
+    for (const auto& [pass, impl] : trainer_->chosen_impls()) implementations[pass] = impl;
+    Json json = {{"format", 1},
+                 {"kiln_version", version()},
+                 {"commit", commit()},
+                 {"command_line", command_line_},
+                 {"started", utc_now()},
+                 {"model", flags_.common.model},
+                 {"device", device_json(device_, nvml_.driver_version())},
+                 {"data", data_json(data_, flags_.common.data)},
+                 {"options", options_json(options_)}};
+    json["data"]["mean"] = data_.mean;
+    json["data"]["std"] = data_.std;
+    json["network"] = Json::parse(network_to_json(network_));
+    json["implementations"] = implementations;
+    json["plan"] = trainer_->plan_lines();
+    return json;
+  }
+
+  void train() {
+    Progress progress(stderr, trainer_->total_steps(), options_.epochs);
+    catch_interrupt();
+    measured_.start = Clock::now();
+    trainer_->train(
+        [&](const DrainRecord& record) {
+          const GpuSample gpu = nvml_.sample();
+          measured_.steps = record.step;
+          measured_.epochs = record.epoch;
+          measured_.skipped_updates = record.skipped_updates;
+          measured_.losses.insert(measured_.losses.end(), record.step_losses.begin(), record.step_losses.end());
+          measured_.device_bytes = std::max(measured_.device_bytes, gpu.memory_used_bytes.value_or(0));
+          folder_->append_metrics(metrics_line(record, measured_.train_seconds(), gpu));
+          progress.update(record);
+          stopped_ = interrupted();
+          return !stopped_;
+        },
+        [&](int epochs) {
+          progress.epoch_done(epochs);
+          if (!stopped_ && flags_.eval_every > 0 && epochs % flags_.eval_every == 0 && epochs < options_.epochs) {
+            evaluate_between(epochs, progress);
+          }
+        });
+    train_seconds_ = measured_.train_seconds();
+  }
+
+  void evaluate_between(int epochs, Progress& progress) {
+    const Clock::time_point start = Clock::now();
+    const EvalResult result = trainer_->evaluate();
+    evaluations_.push_back({{"epoch", epochs}, {"test_loss", result.loss}, {"test_accuracy", result.accuracy}});
+    char text[96];
+    std::snprintf(text, sizeof text, "epoch %d: test accuracy %.2f %%, test loss %.4f", epochs,
+                  100 * result.accuracy, result.loss);
+    progress.note(text);
+    measured_.eval_seconds += seconds_since(start);
+  }
+
+  Json summary(bool stopped_early) {
+    const double resumed_epochs =
+        static_cast<double>(measured_.first_step) / static_cast<double>(trainer_->steps_per_epoch());
+    const double images = (measured_.epochs - resumed_epochs) * static_cast<double>(data_.train.count());
+    Json json = {{"format", 1},
+                 {"network", network_.name},
+                 {"device", device_.is_cuda() ? "cuda" : "cpu"},
+                 {"device_name", device_.name},
+                 {"precision", name_of(options_.precision)},
+                 {"impl", options_.impl.str()},
+                 {"seed", options_.seed},
+                 {"data", data_.train.name},
+                 {"train_images", data_.train.count()},
+                 {"test_images", data_.test.count()},
+                 {"parameters", trainer_->parameter_count()},
+                 {"batch", options_.batch},
+                 {"epochs", measured_.epochs},
+                 {"steps", measured_.steps},
+                 {"skipped_updates", measured_.skipped_updates},
+                 {"train_loss", measured_.train_loss(trainer_->steps_per_epoch())},
+                 {"train_seconds", train_seconds_},
+                 {"images_per_s", train_seconds_ > 0 ? images / train_seconds_ : 0}};
+    if (measured_.first_step) json["resumed_from_step"] = measured_.first_step;
+    if (!evaluations_.empty()) json["evaluations"] = evaluations_;
+    if (measured_.device_bytes) json["device_memory_used_bytes"] = measured_.device_bytes;
+    json["host_peak_bytes"] = peak_host_bytes();
+    if (const std::string driver = nvml_.driver_version(); !driver.empty()) json["driver"] = driver;
+    json["kiln_version"] = version();
+    json["commit"] = commit();
+    json["command_line"] = command_line_;
+    json["finished"] = utc_now();
+    json["interrupted"] = stopped_early;
+    return json;
+  }
+
+  int finish() {
+    const EvalResult result = trainer_->evaluate();
+    save_checkpoint();
+    Json json = summary(false);
+    json["test_accuracy"] = result.accuracy;
+    json["test_loss"] = result.loss;
+    json["eval_seconds"] = result.seconds;
+    json["eval_images_per_s"] = result.seconds > 0 ? static_cast<double>(result.images) / result.seconds : 0;
+    folder_->write_json("summary.json", json);
+    std::printf("trained %s steps in %s s (%s images/s); test accuracy %.2f %% (%lld of %lld), test loss %.4f\n",
+                with_thousands(static_cast<double>(measured_.steps)).c_str(), seconds_text().c_str(),
+                with_thousands(json["images_per_s"].get<double>()).c_str(), 100 * result.accuracy, result.correct,
+                result.images, result.loss);
+    if (measured_.skipped_updates > 0) {
+      std::printf("warning: %lld updates were skipped because a gradient was not finite\n",
+                  measured_.skipped_updates);
+    }
+    std::printf("run folder: %s\n", folder_->path().c_str());
+    return 0;
+  }
+
+  int finish_interrupted() {
+    save_checkpoint();
+    folder_->write_json("summary.json", summary(true));
+    std::printf("interrupted after %lld steps; to go on: kiln train --resume %s\n", measured_.steps,
+                folder_->path().c_str());
+    return kInterruptedStatus;
+  }
+
+  std::string seconds_text() const {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.2f", train_seconds_);
+    return text;
+  }
+
+  TrainFlags flags_;
+  std::string command_line_;
+  NetworkDescription network_;
+  const Device& device_;
+  Nvml nvml_;
+  TrainOptions options_;
+  std::string out_;
+  bool in_place_ = false;  // goes on in the resumed run's folder
+  DataPair data_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<RunFolder> folder_;
+  Measured measured_;
+  Json evaluations_ = Json::array();  // of --eval-every
+  double train_seconds_ = 0;
+  bool stopped_ = false;  // by Ctrl-C
+};
+
+}  // namespace
+
+Command add_train_command(CLI::App& app, const std::string& command_line) {
+  CLI::App* sub = app.add_subcommand("train", "train a network and write a run folder");
+  auto flags = std::make_shared<TrainFlags>();
+  add_train_options(*sub, *flags);
+  return {sub, [flags, sub, command_line] {
+            if (!flags->resume.empty()) {
+              if (sub->count("--model")) fail_usage("--model: a resumed run keeps its network");
+              fill_from_run(read_run_config("--resume", flags->resume), sub->count("--seed") > 0, flags.get());
+            }
+            return Run(*flags, command_line).execute();
+          }};
+}
+
+}  // namespace kiln

@@ -1,0 +1,163 @@
+#include "harness/train_options.h"
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <cmath>
+
+#include "kernels/common/error.h"
+
+namespace kiln {
+namespace {
+
+constexpr int kRecipeBatch = 512;  // a recipe's learning rate is for this batch and scales with it
+constexpr int kDrainEveryCuda = 50, kDrainEveryCpu = 5;  // steps; a CPU step takes tens of milliseconds and more
+
+template <class T>
+void override_with(T& value, const std::optional<T>& given) {
+  if (given) value = *given;
+}
+
+// 0.4f as 0.4, where a plain conversion gives 0.4000000059604645.
+double decimal(float value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  double result = value;
+  std::from_chars(text, end, result);
+  return result;
+}
+
+void require_flag(bool holds, const std::string& flag, const std::string& rule) {
+  if (!holds) fail_usage(flag + " " + rule);
+}
+
+}  // namespace
+
+TrainOptions recipe_for(const std::string& network) {
+  TrainOptions o;
+  o.batch = kRecipeBatch;
+  o.schedule = Schedule::kCosine;
+  o.momentum = 0.9f;
+  o.nesterov = true;
+  o.weight_decay = 5e-4f;
+  o.label_smoothing = 0.1f;
+  o.augment_pad = 4;
+  o.augment_flip = true;
+  if (network == "resnet18") {
+    o.epochs = 30;
+    o.lr = 0.4f;
+    o.warmup_epochs = 5;
+  } else {
+    o.epochs = 20;
+    o.lr = 0.3f;
+    o.warmup_epochs = 2;
+  }
+  return o;
+}
+
+void add_train_options(CLI::App& app, TrainFlags& f) {
+  add_common_options(app, f.common);
+  app.add_option("--out", f.out, "run folder, new or empty (default: runs/<network>-<device>-<precision>-e<epochs>-s<seed>)");
+  app.add_flag("--overwrite", f.overwrite, "replace the run that is in --out");
+  app.add_option("--resume", f.resume,
+                 "go on from the checkpoint in this run folder, with its network, data, seed and options where they are "
+                 "not named here; writes into the same folder unless --out names another");
+  app.add_option("--seed", f.seed, "seed of initial weights, order and augmentation")->capture_default_str();
+  const std::string recipe = "Recipe (defaults: small_cnn / resnet18)";
+  const auto option = [&](const char* name, auto& value, const char* text) {
+    return app.add_option(name, value, text)->group(recipe);
+  };
+  option("--epochs", f.epochs, "passes over the training images, may be fractional (20 / 30)");
+  option("--batch", f.batch, "images a step (512)");
+  option("--lr", f.lr, "peak learning rate, for the mean gradient of a batch (0.3 / 0.4, times batch / 512)");
+  option("--schedule", f.schedule, "constant, cosine, one_cycle or linear (cosine)");
+  option("--warmup", f.warmup, "epochs of linear warm-up from 0 (2 / 5)");
+  option("--momentum", f.momentum, "of SGD (0.9)");
+  app.add_flag("--no-nesterov", f.no_nesterov, "plain momentum")->group(recipe);
+  option("--weight-decay", f.weight_decay, "on conv and linear weights (0.0005)");
+  option("--label-smoothing", f.label_smoothing, "in [0, 1) (0.1)");
+  option("--pad", f.pad, "random crop after padding by this many pixels (4)");
+  app.add_flag("--no-flip", f.no_flip, "no random left-right flip")->group(recipe);
+  option("--cutout", f.cutout, "side of a random square set to the mean, pixels (0: none)");
+  app.add_option("--max-steps", f.max_steps, "stop after this many steps (default: no limit)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--eval-every", f.eval_every, "also evaluate after every N epochs; not in train_seconds")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--drain-every", f.drain_every, "steps between lines of metrics.jsonl (50 on cuda, 5 on cpu)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--fusions-off", f.fusions_off, "fusions not to make, comma-separated; all: none is made")
+      ->delimiter(',');
+  app.add_flag("--no-cuda-graph", f.no_cuda_graph, "launch kernels one by one, for profilers and debuggers");
+  app.add_flag("--print-plan", f.print_plan, "print the steps, their problems and implementations, and stop");
+  app.footer(
+      "Examples:\n"
+      "  kiln train                                     small_cnn on the built-in images\n"
+      "  kiln train --data ~/cifar-10-batches-bin --out runs/first\n"
+      "  kiln train --model resnet18 --data DIR --precision bf16 --epochs 30 --seed 1\n"
+      "  kiln train --device cpu --train-images 2000 --epochs 2 --impl 'conv2d.*=cpu_naive'\n"
+      "The run folder gets config.json, metrics.jsonl, summary.json, weights.safetensors, state.safetensors.\n"
+      "Ctrl-C stops at the next line of metrics and writes a checkpoint for --resume (exit status 130).");
+}
+
+TrainOptions make_train_options(const TrainFlags& f, const std::string& network, const Device& device,
+                                DType precision) {
+  TrainOptions o = recipe_for(network);
+  o.precision = precision;
+  o.seed = f.seed;
+  o.max_steps = f.max_steps;
+  o.drain_every = f.drain_every > 0 ? f.drain_every : device.is_cuda() ? kDrainEveryCuda : kDrainEveryCpu;
+  o.fusions_off = f.fusions_off;
+  o.cuda_graph = !f.no_cuda_graph;
+  override_with(o.epochs, f.epochs);
+  override_with(o.batch, f.batch);
+  o.lr *= static_cast<float>(o.batch) / kRecipeBatch;
+  override_with(o.lr, f.lr);
+  override_with(o.momentum, f.momentum);
+  override_with(o.weight_decay, f.weight_decay);
+  override_with(o.label_smoothing, f.label_smoothing);
+  override_with(o.augment_pad, f.pad);
+  override_with(o.augment_cutout, f.cutout);
+  if (f.schedule) o.schedule = schedule_from_name(*f.schedule);
+  if (f.no_nesterov) o.nesterov = false;
+  if (f.no_flip) o.augment_flip = false;
+  // A shorter run than the recipe's warms up for the same share of it.
+  if (f.epochs) o.warmup_epochs = std::min(o.warmup_epochs, 0.25 * o.epochs);
+  override_with(o.warmup_epochs, f.warmup);
+
+  require_flag(std::isfinite(o.epochs) && o.epochs > 0, "--epochs", "must be above 0");
+  require_flag(o.batch > 0, "--batch", "must be at least 1");
+  require_flag(std::isfinite(o.lr) && o.lr >= 0, "--lr", "must be a number of at least 0");
+  require_flag(o.warmup_epochs >= 0 && o.warmup_epochs <= o.epochs, "--warmup", "must be between 0 and --epochs");
+  require_flag(o.momentum >= 0 && o.momentum < 1, "--momentum", "must be in [0, 1)");
+  require_flag(!o.nesterov || o.momentum > 0, "--momentum 0", "needs --no-nesterov");
+  require_flag(std::isfinite(o.weight_decay) && o.weight_decay >= 0, "--weight-decay", "must be at least 0");
+  require_flag(o.label_smoothing >= 0 && o.label_smoothing < 1, "--label-smoothing", "must be in [0, 1)");
+  require_flag(o.augment_pad >= 0, "--pad", "must be at least 0");
+  require_flag(o.augment_cutout >= 0, "--cutout", "must be at least 0");
+  return o;
+}
+
+nlohmann::ordered_json options_json(const TrainOptions& o) {
+  return {{"precision", name_of(o.precision)},
+          {"impl", o.impl.str()},
+          {"seed", o.seed},
+          {"batch", o.batch},
+          {"epochs", o.epochs},
+          {"max_steps", o.max_steps},
+          {"schedule", name_of(o.schedule)},
+          {"lr", decimal(o.lr)},
+          {"warmup_epochs", o.warmup_epochs},
+          {"final_lr_factor", decimal(o.final_lr_factor)},
+          {"momentum", decimal(o.momentum)},
+          {"nesterov", o.nesterov},
+          {"weight_decay", decimal(o.weight_decay)},
+          {"label_smoothing", decimal(o.label_smoothing)},
+          {"pad", o.augment_pad},
+          {"flip", o.augment_flip},
+          {"cutout", o.augment_cutout},
+          {"shuffle", o.shuffle},
+          {"fusions_off", o.fusions_off},
+          {"drain_every", o.drain_every},
+          {"cuda_graph", o.cuda_graph}};
+}
+
+}  // namespace kiln

@@ -1,0 +1,133 @@
+#include "kernels/batchnorm/batchnorm.h"
+
+#include <cmath>
+
+#include "kernels/common/problem_string.h"
+
+namespace kiln {
+namespace {
+
+TensorSpec image(const BatchnormProblem& p, const char* name, Role role = Role::kIn) {
+  return {.name = name,
+          .shape = {p.n, p.h, p.w, p.c},
+          .dtype = p.dtype,
+          .role = role,
+          .check = Check::kReal,
+          .terms = static_cast<double>(p.per_channel())};
+}
+
+TensorSpec channel(const BatchnormProblem& p, const char* name, Role role = Role::kIn,
+                   Fill fill = Fill::kReal) {
+  return {.name = name,
+          .shape = {p.c},
+          .role = role,
+          .fill = fill,
+          .check = Check::kReal,
+          .terms = static_cast<double>(p.per_channel())};
+}
+
+// dx is rstd times a difference of gradients; few values a channel may lie close together, and rstd reaches
+// 1/sqrt(eps).
+TensorSpec input_gradient(const BatchnormProblem& p) {
+  TensorSpec spec = image(p, "dx", Role::kOut);
+  spec.magnitude = p.per_channel() < 16 ? 1.0 / std::sqrt(p.eps) : 4.0;
+  return spec;
+}
+
+}  // namespace
+
+std::string BatchnormProblem::str() const {
+  ProblemWriter out;
+  out.field("n", n).field("h", h).field("w", w).field("c", c).flag("relu", relu);
+  const BatchnormProblem defaults;
+  if (eps != defaults.eps) out.real("eps", eps);
+  if (momentum != defaults.momentum) out.real("mom", momentum);
+  return out.str();
+}
+
+BatchnormProblem BatchnormProblem::parse(std::string_view text, DType dtype) {
+  const ProblemReader in("batchnorm", text, {"n", "h", "w", "c", "eps", "mom"}, {"relu"});
+  BatchnormProblem p;
+  p.n = static_cast<int>(in.integer("n"));
+  p.h = static_cast<int>(in.integer("h", 1));
+  p.w = static_cast<int>(in.integer("w", p.h));
+  p.c = static_cast<int>(in.integer("c"));
+  p.relu = in.flag("relu");
+  if (in.has("eps")) p.eps = static_cast<float>(in.real("eps", 0));
+  if (in.has("mom")) p.momentum = static_cast<float>(in.real("mom", 0));
+  p.dtype = dtype;
+  p.validate();
+  return p;
+}
+
+void BatchnormProblem::validate() const {
+  const std::string text = str();
+  const auto rule = [&](bool holds, const char* what) {
+    if (!holds) fail_problem("batchnorm", text, what);
+  };
+  for (const auto& [name, value] : {std::pair{"n", n}, {"h", h}, {"w", w}, {"c", c}}) {
+    require_positive("batchnorm", text, name, value);
+  }
+  rule(dtype == DType::kF32 || dtype == DType::kBF16, "dtype must be fp32 or bf16");
+  rule(eps > 0 && std::isfinite(eps), "eps must be positive and finite");
+  rule(momentum >= 0 && momentum <= 1, "mom must be within 0 and 1");
+  require_indexable("batchnorm", text, "x", {n, h, w, c});
+}
+
+std::vector<TensorSpec> BatchnormFwdTrain::tensors(const BatchnormProblem& p) {
+  return {image(p, "x"),
+          channel(p, "gamma", Role::kIn, Fill::kPositive),
+          channel(p, "beta"),
+          channel(p, "running_mean", Role::kInOut),
+          channel(p, "running_var", Role::kInOut, Fill::kPositive),
+          image(p, "y", Role::kOut),
+          channel(p, "saved_mean", Role::kOut),
+          channel(p, "saved_rstd", Role::kOut)};
+}
+
+std::vector<TensorSpec> BatchnormFwdApply::tensors(const BatchnormProblem& p) {
+  TensorSpec y = image(p, "y", Role::kOut);
+  y.terms = 1;
+  return {image(p, "x"),      channel(p, "gamma", Role::kIn, Fill::kPositive), channel(p, "beta"),
+          channel(p, "mean"), channel(p, "rstd", Role::kIn, Fill::kPositive),  y};
+}
+
+std::vector<TensorSpec> BatchnormFwdInfer::tensors(const BatchnormProblem& p) {
+  TensorSpec y = image(p, "y", Role::kOut);
+  y.terms = 1;
+  return {image(p, "x"),
+          channel(p, "gamma", Role::kIn, Fill::kPositive),
+          channel(p, "beta"),
+          channel(p, "running_mean"),
+          channel(p, "running_var", Role::kIn, Fill::kPositive),
+          y};
+}
+
+std::vector<TensorSpec> BatchnormBwd::tensors(const BatchnormProblem& p) {
+  return {image(p, "dy"),
+          image(p, "x"),
+          channel(p, "gamma", Role::kIn, Fill::kPositive),
+          channel(p, "beta"),
+          channel(p, "saved_mean", Role::kIn, Fill::kDerived),
+          channel(p, "saved_rstd", Role::kIn, Fill::kDerived),
+          input_gradient(p),
+          channel(p, "dgamma", Role::kOut),
+          channel(p, "dbeta", Role::kOut)};
+}
+
+void BatchnormBwd::derive(const BatchnormProblem& p, HostTensors& tensors) {
+  const float* x = tensors[1].as<float>();     // [N,H,W,C]
+  float* saved_mean = tensors[4].as<float>();  // [C]
+  float* saved_rstd = tensors[5].as<float>();  // [C]
+  const long long m = p.per_channel();
+  std::vector<double> mean(p.c), m2(p.c);
+  for (long long i = 0; i < m * p.c; ++i) mean[i % p.c] += x[i];
+  for (int c = 0; c < p.c; ++c) mean[c] /= static_cast<double>(m);
+  for (long long i = 0; i < m * p.c; ++i) m2[i % p.c] += (x[i] - mean[i % p.c]) * (x[i] - mean[i % p.c]);
+  for (int c = 0; c < p.c; ++c) {
+    saved_mean[c] = static_cast<float>(mean[c]);
+    saved_rstd[c] = static_cast<float>(1.0 / std::sqrt(m2[c] / static_cast<double>(m) + p.eps));
+  }
+}
+
+}  // namespace kiln

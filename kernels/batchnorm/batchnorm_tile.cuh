@@ -1,0 +1,117 @@
+// How the fast batchnorm kernels cover an [M, C] matrix (M = N*H*W rows of C channels).
+//
+// A block has kTileThreads threads: `lanes` of them along the channels, each owning V neighbouring ones as
+// one 16-byte access, times `block_rows` down the rows; what is left over idles. With at most 32 lanes a
+// block reads runs of 512 bytes, or whole neighbouring rows where C is small. `tiles` blocks lie side by side
+// along the channels, `chunks` down the rows. A thread keeps its channels from its first row to its last, so
+// everything that belongs to a channel stays in registers.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/batchnorm/batchnorm.h"
+#include "kernels/common/grid.h"
+#include "kernels/common/vec.cuh"
+
+namespace kiln {
+
+constexpr int kTileThreads = 256;
+
+struct BatchnormTile {
+  int rows, channels;     // M, C
+  int lanes, block_rows;  // lanes * block_rows <= kTileThreads
+  int tiles, chunks;      // blocks along the channels, down the rows
+  unsigned blocks() const { return static_cast<unsigned>(tiles) * static_cast<unsigned>(chunks); }
+  __host__ __device__ int chunk_begin(int chunk) const {
+    const int extra = rows % chunks;
+    return chunk * (rows / chunks) + (chunk < extra ? chunk : extra);
+  }
+};
+
+// About `blocks` blocks, fewer where a thread would have under `thread_rows` rows. C must be a multiple of V.
+template <int V>
+BatchnormTile make_batchnorm_tile(const BatchnormProblem& p, int blocks, int thread_rows) {
+  BatchnormTile t{};
+  const int vectors = p.c / V;
+  t.rows = static_cast<int>(p.per_channel());
+  t.channels = p.c;
+  t.tiles = ceil_div(vectors, 32);
+  t.lanes = ceil_div(vectors, t.tiles);
+  t.block_rows = kTileThreads / t.lanes;
+  const long long most = ceil_div<long long>(t.rows, static_cast<long long>(t.block_rows) * thread_rows);
+  t.chunks = static_cast<int>(std::max(1LL, std::min<long long>(blocks / t.tiles, most)));
+  return t;
+}
+
+// What one thread of block `block` owns.
+struct BatchnormSlice {
+  int tile, chunk;  // the block's
+  int row;          // of the block's threads down the rows
+  int channel;      // first of V
+  int count;        // rows of this thread, block_rows apart; 0 for an idle thread
+  size_t first;     // element index of (first row, channel)
+  size_t step;      // elements from one row of this thread to its next
+};
+
+template <int V>
+__device__ __forceinline__ BatchnormSlice batchnorm_slice(const BatchnormTile& t, unsigned block) {
+  BatchnormSlice s;
+  s.tile = static_cast<int>(block % t.tiles);
+  s.chunk = static_cast<int>(block / t.tiles);
+  s.row = static_cast<int>(threadIdx.x) / t.lanes;
+  const unsigned vector = static_cast<unsigned>(s.tile) * t.lanes + threadIdx.x % t.lanes;
+  const bool owns = s.row < t.block_rows && vector < static_cast<unsigned>(t.channels / V);
+  s.channel = owns ? static_cast<int>(vector) * V : 0;
+  const int begin = t.chunk_begin(s.chunk), rows = t.chunk_begin(s.chunk + 1) - begin;
+  s.count = owns && s.row < rows ? (rows - s.row - 1) / t.block_rows + 1 : 0;
+  s.first = (static_cast<size_t>(begin) + s.row) * t.channels + s.channel;
+  s.step = static_cast<size_t>(t.block_rows) * t.channels;
+  return s;
+}
+
+// V neighbouring channels of a [C] array; `from` must be aligned to min(V, 4) floats.
+template <int V>
+__device__ __forceinline__ void load_channels(const float* __restrict__ from, float (&to)[V]) {
+  constexpr int W = V < 4 ? V : 4;
+#pragma unroll
+  for (int i = 0; i < V; i += W) {
+    const auto part = Vec<float, W>::load(from + i);
+#pragma unroll
+    for (int j = 0; j < W; ++j) to[i + j] = part[j];
+  }
+}
+
+template <int V>
+__device__ __forceinline__ void store_channels(const float (&from)[V], float* __restrict__ to) {
+  constexpr int W = V < 4 ? V : 4;
+#pragma unroll
+  for (int i = 0; i < V; i += W) {
+    Vec<float, W> part;
+#pragma unroll
+    for (int j = 0; j < W; ++j) part.v[j] = from[i + j];
+    part.store(to + i);
+  }
+}
+
+// V rows of a thread, at most kRows at once: `rows[u]` is read where u < left.
+template <class T, int V, int kRows, bool kFull>
+__device__ __forceinline__ void load_rows(const T* __restrict__ from, ptrdiff_t step, int left,
+                                          Vec<T, V> (&rows)[kRows]) {
+#pragma unroll
+  for (int u = 0; u < kRows; ++u) {
+    if (kFull || u < left) rows[u] = Vec<T, V>::load(from + u * step);
+  }
+}
+
+// y = act((x - mean) * gamma * rstd + beta), enqueued. `spread` is rstd, or the variance where `is_variance`.
+void launch_batchnorm_normalise(const BatchnormProblem& p, const Device& device,
+                                const void* x,        // [N,H,W,C] dtype
+                                const float* gamma,   // [C]
+                                const float* beta,    // [C]
+                                const float* mean,    // [C]
+                                const float* spread,  // [C]
+                                bool is_variance,
+                                void* y,  // [N,H,W,C] dtype
+                                Stream stream);
+
+}  // namespace kiln

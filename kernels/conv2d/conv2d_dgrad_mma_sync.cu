@@ -1,0 +1,68 @@
+// conv2d dgrad, stride 1: dx[n,h,w,c] (+)= sum_{k,r,s} dy[n, h+ph-r, w+pw-s, k] * w[k,r,s,c], on tensor
+// cores.
+//
+// The forward's gathered product with the taps walked backwards: rows are input pixels, columns input
+// channels, the sum runs over taps and output channels. The filter needs no transposed copy: its tile is read
+// from [k][c] rows by ldmatrix with transposition. Tiles, stages and stores as in conv2d_fwd_mma_sync.cu (at
+// most 80 KiB of shared memory). Needs bf16, stride 1, channels in multiples of 8. Deterministic. Mirrors
+// cpu_reference/conv2d_naive.cpp.
+#include "kernels/common/check.h"
+#include "kernels/common/grid.h"
+#include "kernels/conv2d/conv2d.h"
+#include "kernels/conv2d/conv2d_mma_sync.cuh"
+
+namespace kiln {
+namespace {
+
+using Wide = MmaConfig<128, 128, 2, 4>;
+using Narrow = MmaConfig<256, 64, 4, 2>;
+using Slim = MmaConfig<256, 32, 8, 1>;
+
+Support supports(const Conv2dProblem& p, const Device&) {
+  if (p.dtype != DType::kBF16) return Support::no("dtype must be bf16");
+  if (p.stride_h != 1 || p.stride_w != 1) return Support::no("stride must be 1");
+  if (p.c % 8 || p.k % 8) return Support::no("channels must be multiples of 8");
+  return Support::require(p.x_channels() == p.c, "the channel stride must be the channels");
+}
+
+template <class Config>
+Plan<Conv2dDgrad::Args> plan_for(const Conv2dProblem& p) {
+  const GatherShape g = {.rows = p.n * p.h * p.w,
+                         .out_h = p.h,
+                         .out_w = p.w,
+                         .src_h = p.p(),
+                         .src_w = p.q(),
+                         .src_c = p.k,
+                         .src_stride = p.k,
+                         .columns = p.c,
+                         .r = p.r,
+                         .s = p.s,
+                         .stride_h = 1,
+                         .stride_w = 1,
+                         .pad_h = p.pad_h,
+                         .pad_w = p.pad_w,
+                         .accumulate = p.accumulate};
+  const auto kernel = conv2d_gather_mma_sync_kernel<Config, true>;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
+             "conv2d_dgrad_mma_sync: shared memory");
+  const unsigned blocks =
+      static_cast<unsigned>(1LL * ceil_div(g.rows, Config::kBM) * ceil_div(g.columns, Config::kBN));
+  return make_plan<Conv2dDgrad::Args>(0, [g, kernel, blocks](const Conv2dDgrad::Args& a, void*,
+                                                             Stream stream) {
+    kernel<<<blocks, Config::kThreads, Config::kSmemBytes, cuda_stream(stream)>>>(
+        static_cast<const bf16*>(a.dy), static_cast<const bf16*>(a.w), nullptr, static_cast<bf16*>(a.dx), g);
+    check_launch("conv2d_gather_mma_sync_kernel (dgrad)");
+  });
+}
+
+}  // namespace
+
+extern const Impl<Conv2dDgrad> conv2d_dgrad_mma_sync = {
+    .name = "mma_sync",
+    .supports = supports,
+    .plan = [](const Conv2dProblem& p, const Device&, std::string_view config) {
+      require_no_config(config);
+      return p.c <= 32 ? plan_for<Slim>(p) : p.c <= 64 ? plan_for<Narrow>(p) : plan_for<Wide>(p);
+    }};
+
+}  // namespace kiln

@@ -1,0 +1,109 @@
+// Long reductions cut into ranges for the blocks of the GPU, and the kernels that add the ranges' sums in
+// order.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/common/check.h"
+#include "kernels/common/grid.h"
+#include "kernels/common/vec.cuh"
+
+namespace kiln {
+namespace {
+
+struct Split {
+  int count = 0;   // ranges; the last may be shorter, none is empty
+  int length = 0;  // elements of a range
+};
+
+// Cuts `total` elements into ranges of a multiple of `step`, where each of `tiles` blocks a range needs a
+// place among `places` on the GPU: the count that finishes first, counting whole waves and, for each range,
+// the cost of writing and adding its sum of `out` floats, of which the workspace holds at most 128 MiB.
+inline Split choose_split(int total, int step, long long tiles, long long places, long long out) {
+  const long long most = std::clamp<long long>((32LL << 20) / out, 1, 65535);
+  const long long limit = std::min(most, std::max(1LL, ceil_div<long long>(total, 8LL * step)));
+  Split best;
+  double best_cost = 0;
+  for (long long count = 1; count <= limit && tiles * (count - 1) < 4 * places; ++count) {
+    const int length = static_cast<int>(ceil_div<long long>(ceil_div<long long>(total, count), step) * step);
+    const double waves = static_cast<double>(ceil_div(tiles * count, places));
+    const double cost = waves * (length + 4.0 * step);
+    if (best.count == 0 || cost < best_cost) {
+      best = {static_cast<int>(ceil_div<long long>(total, length)), length};
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+constexpr int kSumWarps = 8;
+
+// The warps' values of one lane added in warp order; warp 0 gets the sum.
+__device__ inline float add_warps(float v) {
+  __shared__ float sums[kSumWarps][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  sums[warp][lane] = v;
+  __syncthreads();
+  if (warp == 0) {
+    for (int i = 1; i < kSumWarps; ++i) v += sums[i][lane];
+  }
+  return v;
+}
+
+// out[i] = sum_j partial[j][i]. A block owns 32 elements, a warp a contiguous range of j. Shared memory 1
+// KiB.
+__global__ __launch_bounds__(32 * kSumWarps) void sum_splits_kernel(
+    const float* __restrict__ partial,  // [splits,elements]
+    int splits, int elements,
+    float* __restrict__ out) {  // [elements]
+  const int i = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int end = i < elements ? splits * (warp + 1) / kSumWarps : 0;
+  float sum = 0;
+#pragma unroll 8
+  for (int j = splits * warp / kSumWarps; j < end; ++j) sum += partial[static_cast<size_t>(j) * elements + i];
+  sum = add_warps(sum);
+  if (warp == 0 && i < elements) out[i] = sum;
+}
+
+inline void sum_splits(const float* partial,  // [splits,elements]
+                       int splits, int elements,
+                       float* out,  // [elements]
+                       Stream stream) {
+  sum_splits_kernel<<<ceil_div(elements, 32), 32 * kSumWarps, 0, cuda_stream(stream)>>>(partial, splits,
+                                                                                        elements, out);
+  check_launch("sum_splits_kernel");
+}
+
+// partial[j][k] = sum of x[i][k] over range j. A block owns 32 columns of a range, its warps take rows round
+// robin. Shared memory 1 KiB.
+template <class T>
+__global__ __launch_bounds__(32 * kSumWarps) void sum_rows_kernel(
+    const T* __restrict__ x,  // [rows,columns]
+    int rows, int columns, int length,
+    float* __restrict__ partial) {  // [splits,columns]
+  const int k = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32;
+  const long long first = 1LL * blockIdx.y * length;
+  const long long end = k < columns ? min(first + length, static_cast<long long>(rows)) : 0;
+  float sum = 0;
+#pragma unroll 8
+  for (long long i = first + warp; i < end; i += kSumWarps) sum += to_float(x[i * columns + k]);
+  sum = add_warps(sum);
+  if (warp == 0 && k < columns) partial[static_cast<size_t>(blockIdx.y) * columns + k] = sum;
+}
+
+// out[k] = sum_i x[i][k] through `split` ranges of rows.
+template <class T>
+void sum_rows(const T* x,  // [rows,columns]
+              int rows, int columns, const Split& split,
+              float* partial,  // [split.count,columns]
+              float* out,      // [columns]
+              Stream stream) {
+  const dim3 grid(ceil_div(columns, 32), split.count);
+  sum_rows_kernel<T>
+      <<<grid, 32 * kSumWarps, 0, cuda_stream(stream)>>>(x, rows, columns, split.length, partial);
+  check_launch("sum_rows_kernel");
+  sum_splits(partial, split.count, columns, out, stream);
+}
+
+}  // namespace
+}  // namespace kiln

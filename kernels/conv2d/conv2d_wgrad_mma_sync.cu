@@ -1,0 +1,212 @@
+// conv2d wgrad: dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, p*sh+r-ph, q*sw+s-pw, c], on tensor cores.
+//
+// Implicit GEMM whose sum runs over output pixels: rows are output channels, columns (r,s,c) flattened. Both
+// tiles lie in shared memory with pixels as rows and are transposed by ldmatrix. Pixels are split over blocks
+// to fill the chip; each split writes fp32 partial sums to the workspace and a second kernel adds them in
+// fixed order. A block: 128 x 128 or 64 x 192 outputs, eight warps, four cp.async stages, at most 64 KiB of
+// shared memory. Needs bf16, channels in multiples of 8, no dbias. Deterministic. Mirrors
+// cpu_reference/conv2d_naive.cpp.
+#include "kernels/common/check.h"
+#include "kernels/common/grid.h"
+#include "kernels/conv2d/conv2d.h"
+#include "kernels/conv2d/conv2d_mma_sync.cuh"
+
+namespace kiln {
+namespace {
+
+using Square = MmaConfig<128, 128, 2, 4>;
+using Flat = MmaConfig<64, 192, 2, 4>;
+
+struct WgradShape {
+  int pixels, pixels_per_split;  // N*P*Q; a multiple of kBK
+  int p, q, h, w;                // output and input map
+  int k, c, x_stride;            // channels; channels from one pixel of x to the next
+  int columns;                   // R*S*C
+  int s;                         // filter width
+  int stride_h, stride_w, pad_h, pad_w;
+};
+
+// What one thread copies: pixel row threadIdx.x / 8 of both tiles, every eighth chunk of it.
+template <class Config>
+struct WgradColumns {
+  static constexpr int kA = Config::kBM / 64, kB = Config::kBN / 64;
+  int r[kB], s[kB], c[kB];  // tap and channel of each chunk of B; c < 0 beyond the last column
+};
+
+template <class Config>
+__device__ __forceinline__ WgradColumns<Config> wgrad_columns(const WgradShape& g, int first_column) {
+  WgradColumns<Config> columns;
+#pragma unroll
+  for (int i = 0; i < WgradColumns<Config>::kB; ++i) {
+    const int j = first_column + (threadIdx.x % 8 + 8 * i) * 8, tap = j / g.c;
+    columns.r[i] = tap / g.s;
+    columns.s[i] = tap % g.s;
+    columns.c[i] = j < g.columns ? j % g.c : -1;
+  }
+  return columns;
+}
+
+template <class Config>
+__device__ __forceinline__ void wgrad_load_stage(const WgradShape& g, const WgradColumns<Config>& columns,
+                                                 const bf16* __restrict__ dy, const bf16* __restrict__ x,
+                                                 uint32_t a_tile, uint32_t b_tile, int first_k, int pixel,
+                                                 int pixel_end) {
+  const int row = threadIdx.x / 8, lane8 = threadIdx.x % 8;
+  pixel += row;
+  const bool real = pixel < pixel_end;
+#pragma unroll
+  for (int i = 0; i < WgradColumns<Config>::kA; ++i) {
+    const int chunk = lane8 + 8 * i, k = first_k + chunk * 8;
+    const bool inside = real && k < g.k;
+    cp_async16(a_tile + SwizzledTile<Config::kBM>::offset(row, chunk), dy + (inside ? pixel * g.k + k : 0),
+               inside);
+  }
+  const int image = pixel / (g.p * g.q), position = pixel % (g.p * g.q);
+  const int h0 = position / g.q * g.stride_h - g.pad_h, w0 = position % g.q * g.stride_w - g.pad_w;
+#pragma unroll
+  for (int i = 0; i < WgradColumns<Config>::kB; ++i) {
+    const int h = h0 + columns.r[i], w = w0 + columns.s[i];
+    const bool inside = real && columns.c[i] >= 0 && static_cast<unsigned>(h) < static_cast<unsigned>(g.h) &&
+                        static_cast<unsigned>(w) < static_cast<unsigned>(g.w);
+    const int offset = inside ? ((image * g.h + h) * g.w + w) * g.x_stride + columns.c[i] : 0;
+    cp_async16(b_tile + SwizzledTile<Config::kBN>::offset(row, lane8 + 8 * i), x + offset, inside);
+  }
+}
+
+template <class Config>
+__global__ __launch_bounds__(Config::kThreads, 2) void conv2d_wgrad_mma_sync_kernel(
+    const bf16* __restrict__ dy,  // [N,P,Q,K]
+    const bf16* __restrict__ x,   // [N,H,W,c_stride]
+    float* __restrict__ partial,  // [splits,K,R,S,C]
+    const __grid_constant__ WgradShape g) {
+  static_assert(Config::kThreads / 8 == Config::kBK, "one pixel row a group of eight threads");
+  extern __shared__ __align__(128) unsigned char smem[];
+  const int first_column = blockIdx.x * Config::kBN, first_k = blockIdx.y * Config::kBM;
+  const int warp_m = threadIdx.x / 32 / Config::kWarpsN, warp_n = threadIdx.x / 32 % Config::kWarpsN;
+  const WgradColumns<Config> columns = wgrad_columns<Config>(g, first_column);
+  Accumulators<Config> acc = {};
+
+  int next = blockIdx.z * g.pixels_per_split;
+  const int end = min(next + g.pixels_per_split, g.pixels);
+  const int steps = (max(end - next, 0) + Config::kBK - 1) / Config::kBK;
+  int loaded = 0;
+  const auto load_next = [&] {
+    if (loaded < steps) {
+      const uint32_t a_tile = smem_address(smem) + loaded % Config::kStages * Config::kStageBytes;
+      wgrad_load_stage<Config>(g, columns, dy, x, a_tile, a_tile + Config::kBM * Config::kBK * 2, first_k,
+                               next, end);
+      next += Config::kBK;
+    }
+    ++loaded;
+    cp_async_commit();
+  };
+  for (int i = 0; i < Config::kStages - 1; ++i) load_next();
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<Config::kStages - 2>();
+    __syncthreads();  // the stage has arrived for all; the stage read in the step before may be overwritten
+    load_next();
+    const uint32_t a_tile = smem_address(smem) + step % Config::kStages * Config::kStageBytes;
+    mma_stage<Config, true, true>(acc, a_tile, a_tile + Config::kBM * Config::kBK * 2, warp_m, warp_n);
+  }
+
+  const int lane = threadIdx.x % 32;
+  float* out = partial + static_cast<size_t>(blockIdx.z) * g.k * g.columns;
+#pragma unroll
+  for (int i = 0; i < Config::kMT; ++i) {
+#pragma unroll
+    for (int j = 0; j < Config::kNT; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int k = first_k + warp_m * Config::kWM + i * 16 + half * 8 + lane / 4;
+        const int column = first_column + warp_n * Config::kWN + j * 8 + 2 * (lane % 4);
+        if (k < g.k && column < g.columns) {
+          *reinterpret_cast<float2*>(out + static_cast<size_t>(k) * g.columns + column) =
+              make_float2(acc.v[i][j][2 * half], acc.v[i][j][2 * half + 1]);
+        }
+      }
+    }
+  }
+}
+
+constexpr int kSumThreads = 256;
+
+// A thread sums four neighbouring outputs over the splits, first to last.
+__global__ __launch_bounds__(kSumThreads) void conv2d_wgrad_mma_sync_sum_kernel(
+    const float* __restrict__ partial,  // [splits,outputs]
+    float* __restrict__ dw,             // [outputs]
+    int outputs, int splits) {
+  const int i = (blockIdx.x * kSumThreads + threadIdx.x) * 4;
+  if (i >= outputs) return;
+  float4 sum = *reinterpret_cast<const float4*>(partial + i);
+#pragma unroll 4
+  for (int split = 1; split < splits; ++split) {
+    const float4 v = *reinterpret_cast<const float4*>(partial + static_cast<size_t>(split) * outputs + i);
+    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  }
+  *reinterpret_cast<float4*>(dw + i) = sum;
+}
+
+Support supports(const Conv2dProblem& p, const Device&) {
+  if (p.dtype != DType::kBF16) return Support::no("dtype must be bf16");
+  if (p.bias) return Support::no("dbias is not computed");
+  if (p.c % 8 || p.x_channels() % 8)
+    return Support::no("input channels and their stride must be multiples of 8");
+  return Support::require(p.k % 8 == 0, "output channels must be a multiple of 8");
+}
+
+template <class Config>
+Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device) {
+  WgradShape g = {.pixels = p.n * p.p() * p.q(),
+                  .pixels_per_split = 0,
+                  .p = p.p(),
+                  .q = p.q(),
+                  .h = p.h,
+                  .w = p.w,
+                  .k = p.k,
+                  .c = p.c,
+                  .x_stride = p.x_channels(),
+                  .columns = p.r * p.s * p.c,
+                  .s = p.s,
+                  .stride_h = p.stride_h,
+                  .stride_w = p.stride_w,
+                  .pad_h = p.pad_h,
+                  .pad_w = p.pad_w};
+  const int tiles = ceil_div(g.columns, Config::kBN) * ceil_div(g.k, Config::kBM);
+  // Two blocks a multiprocessor, but at least eight stages of work each.
+  const int most = std::max(1, g.pixels / (8 * Config::kBK));
+  const int wanted = std::clamp(2 * device.multiprocessors / tiles, 1, most);
+  g.pixels_per_split = ceil_div(ceil_div(g.pixels, wanted), Config::kBK) * Config::kBK;
+  const int splits = ceil_div(g.pixels, g.pixels_per_split);
+  const int outputs = g.k * g.columns;
+  const dim3 grid(ceil_div(g.columns, Config::kBN), ceil_div(g.k, Config::kBM), splits);
+  const auto kernel = conv2d_wgrad_mma_sync_kernel<Config>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kPipelineBytes),
+      "conv2d_wgrad_mma_sync: shared memory");
+  const size_t workspace = splits > 1 ? static_cast<size_t>(splits) * outputs * sizeof(float) : 0;
+  return make_plan<Conv2dWgrad::Args>(
+      workspace, [=](const Conv2dWgrad::Args& a, void* scratch, Stream stream) {
+        float* dw = static_cast<float*>(a.dw);
+        float* partial = splits > 1 ? static_cast<float*>(scratch) : dw;
+        kernel<<<grid, Config::kThreads, Config::kPipelineBytes, cuda_stream(stream)>>>(
+            static_cast<const bf16*>(a.dy), static_cast<const bf16*>(a.x), partial, g);
+        check_launch("conv2d_wgrad_mma_sync_kernel");
+        if (splits > 1) {
+          conv2d_wgrad_mma_sync_sum_kernel<<<grid_for(outputs, 4 * kSumThreads), kSumThreads, 0,
+                                             cuda_stream(stream)>>>(partial, dw, outputs, splits);
+          check_launch("conv2d_wgrad_mma_sync_sum_kernel");
+        }
+      });
+}
+
+}  // namespace
+
+extern const Impl<Conv2dWgrad> conv2d_wgrad_mma_sync = {
+    .name = "mma_sync",
+    .supports = supports,
+    .plan = [](const Conv2dProblem& p, const Device& device, std::string_view config) {
+      require_no_config(config);
+      return p.k <= 64 ? plan_for<Flat>(p, device) : plan_for<Square>(p, device);
+    }};
+
+}  // namespace kiln

@@ -1,0 +1,101 @@
+// max_pool2d fwd and global_avg_pool fwd, bwd by cuDNN's pooling: peers.
+//
+// Packed NHWC, cuDNN's own kernel choice. Max pooling saves no positions (cuDNN's backward pass finds them
+// again), so only the forward pass without an encoding has a peer. Global average pooling is one window of
+// the whole image; its backward pass wants x and y as well but computes nothing from them, so dx and dy stand
+// in.
+#include "kernels/common/cudnn/descriptors.h"
+#include "kernels/pool2d/pool2d.h"
+
+namespace kiln {
+namespace {
+
+using CudnnPooling = std::shared_ptr<cudnnPoolingStruct>;
+
+struct Window {
+  int h, w, pad_h, pad_w, stride_h, stride_w;
+};
+
+CudnnPooling pooling(cudnnPoolingMode_t mode, const Window& v) {
+  CudnnPooling pooling = make_cudnn_descriptor(cudnnCreatePoolingDescriptor, cudnnDestroyPoolingDescriptor,
+                                               "cudnnCreatePoolingDescriptor");
+  check_cudnn(cudnnSetPooling2dDescriptor(pooling.get(), mode, CUDNN_PROPAGATE_NAN, v.h, v.w, v.pad_h,
+                                          v.pad_w, v.stride_h, v.stride_w),
+              "cudnnSetPooling2dDescriptor");
+  return pooling;
+}
+
+// Everything a pooling launch needs: the window, the large tensor and the small one.
+struct Pool {
+  std::shared_ptr<CudnnHandle> handle = CudnnHandle::shared();
+  CudnnPooling window;
+  CudnnTensor x, y;
+
+  void forward(const void* x_data, void* y_data, Stream stream) const {
+    handle->on(stream, [&](cudnnHandle_t raw) {
+      check_cudnn(
+          cudnnPoolingForward(raw, window.get(), &kCudnnOne, x.get(), x_data, &kCudnnZero, y.get(), y_data),
+          "cudnnPoolingForward");
+    });
+  }
+  void average_backward(const void* dy, void* dx, Stream stream) const {
+    handle->on(stream, [&](cudnnHandle_t raw) {
+      check_cudnn(cudnnPoolingBackward(raw, window.get(), &kCudnnOne, y.get(), dy, y.get(), dy, x.get(), dx,
+                                       &kCudnnZero, x.get(), dx),
+                  "cudnnPoolingBackward");
+    });
+  }
+};
+
+Pool global_average(const GlobalAvgPoolProblem& p) {
+  return {.window = pooling(CUDNN_POOLING_AVERAGE_COUNT_EXCLUDE_PADDING, {p.h, p.w, 0, 0, p.h, p.w}),
+          .x = nhwc_cudnn_tensor(p.dtype, p.n, p.h, p.w, p.c),
+          .y = nhwc_cudnn_tensor(p.dtype, p.n, 1, 1, p.c)};
+}
+
+Support supports_max(const MaxPool2dProblem& p, const Device& device) {
+  if (!device.is_cuda()) return Support::no("the cuDNN peer needs a CUDA device");
+  return Support::require(p.arg == PoolArg::kNone, "the cuDNN peer saves no positions of the maxima");
+}
+
+Support supports_average(const GlobalAvgPoolProblem&, const Device& device) {
+  return Support::require(device.is_cuda(), "the cuDNN peer needs a CUDA device");
+}
+
+Plan<MaxPool2dFwd::Args> plan_max_fwd(const MaxPool2dProblem& p, const Device&, std::string_view config) {
+  require_default_config(config);
+  const Pool pool{.window = pooling(CUDNN_POOLING_MAX, {p.r, p.s, p.pad_h, p.pad_w, p.stride_h, p.stride_w}),
+                  .x = nhwc_cudnn_tensor(p.dtype, p.n, p.h, p.w, p.c),
+                  .y = nhwc_cudnn_tensor(p.dtype, p.n, p.p(), p.q(), p.c)};
+  return make_plan<MaxPool2dFwd::Args>(
+      0, [pool](const MaxPool2dFwd::Args& a, void*, Stream stream) { pool.forward(a.x, a.y, stream); });
+}
+
+Plan<GlobalAvgPoolFwd::Args> plan_average_fwd(const GlobalAvgPoolProblem& p, const Device&,
+                                              std::string_view config) {
+  require_default_config(config);
+  return make_plan<GlobalAvgPoolFwd::Args>(
+      0, [pool = global_average(p)](const GlobalAvgPoolFwd::Args& a, void*, Stream stream) {
+        pool.forward(a.x, a.y, stream);
+      });
+}
+
+Plan<GlobalAvgPoolBwd::Args> plan_average_bwd(const GlobalAvgPoolProblem& p, const Device&,
+                                              std::string_view config) {
+  require_default_config(config);
+  return make_plan<GlobalAvgPoolBwd::Args>(
+      0, [pool = global_average(p)](const GlobalAvgPoolBwd::Args& a, void*, Stream stream) {
+        pool.average_backward(a.dy, a.dx, stream);
+      });
+}
+
+}  // namespace
+
+extern const Impl<MaxPool2dFwd> max_pool2d_fwd_cudnn = {
+    .name = "cudnn", .supports = supports_max, .plan = plan_max_fwd, .peer = true};
+extern const Impl<GlobalAvgPoolFwd> global_avg_pool_fwd_cudnn = {
+    .name = "cudnn", .supports = supports_average, .plan = plan_average_fwd, .peer = true};
+extern const Impl<GlobalAvgPoolBwd> global_avg_pool_bwd_cudnn = {
+    .name = "cudnn", .supports = supports_average, .plan = plan_average_bwd, .peer = true};
+
+}  // namespace kiln

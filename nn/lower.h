@@ -1,0 +1,41 @@
+// lower(): from a network description to the steps of one batch size and mode. Fusion is decided here alone.
+#pragma once
+
+#include "kernels/augment/augment.h"
+#include "kernels/common/impl_choice.h"
+#include "nn/parameters.h"
+#include "nn/step_list.h"
+
+namespace kiln {
+
+// The rewrites that lower() may do. Each can be switched off by its name.
+struct Fusions {
+  bool bn_relu = true;  // a relu that alone reads a batchnorm becomes part of it, forward and backward
+  bool add_grad_alias =
+      true;               // the gradients of an add's inputs are the gradient of its output, without a copy
+  bool dgrad_acc = true;  // a conv2d's dgrad adds into the gradient that another consumer left there
+  static std::vector<std::string> names();
+  // All but those named in `off` ("all": none). Throws Error for an unknown name.
+  static Fusions without(const std::vector<std::string>& off);
+};
+
+struct LowerOptions {
+  int batch = 1;
+  bool training = true;  // else inference with the running statistics
+  DType dtype = DType::kF32;
+  Fusions fusions;
+  ImplChoice impl;
+  // Of `augment`, m, pad, flip and cut count; the rest is filled in. With m = 0 there is no input phase: the
+  // caller writes the input and the labels.
+  AugmentProblem augment{.m = 0};
+  float label_smoothing = 0;
+  float momentum = 0, weight_decay = 0;
+  bool nesterov = false;
+  uint32_t ring_capacity = 1;  // StepRecords
+};
+
+// Throws Error naming the layer whose problem no implementation (or not the wished one) supports.
+StepList lower(const ShapedNetwork& network, const ParameterLayout& layout, const Device& device,
+               const LowerOptions& options);
+
+}  // namespace kiln

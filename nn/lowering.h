@@ -1,0 +1,51 @@
+// What the parts of lower() share.
+#pragma once
+
+#include "nn/lower.h"
+#include "nn/step_builder.h"
+
+namespace kiln {
+
+struct Lowering {
+  const ShapedNetwork& network;
+  const ParameterLayout& layout;
+  const LowerOptions& options;
+  StepBuilder steps;
+
+  std::vector<int> value_buffer;  // a value
+  std::vector<bool> absorbed;     // a layer: a relu that its batchnorm does
+  struct Saved {
+    int mean = kNoBuffer, rstd = kNoBuffer, arg = kNoBuffer;
+  };
+  std::vector<Saved> saved;  // a layer: what its backward needs
+
+  const std::string& id(int layer) const { return network.layer(layer).id; }
+  // The id of the layer that makes a value.
+  std::string value_name(int value) const { return value == 0 ? kInputId : id(value - 1); }
+  int value_buffer_of(const std::string& name, int value);  // a new arena buffer of a value's size
+  int input_buffer(int layer, int which = 0) const { return value_buffer[network.inputs[layer][which]]; }
+  int output_buffer(int layer) const { return value_buffer[layer + 1]; }
+
+  // Buffers in slabs; kNoBuffer where the layer has no bias.
+  int weight(int layer);
+  int bias(int layer);
+  int weight_gradient(int layer);
+  int bias_gradient(int layer);
+  int gamma(int layer) { return parameter(layer, true, Home::kMaster, ""); }
+  int beta(int layer) { return parameter(layer, false, Home::kMaster, ""); }
+  int running(int layer, bool mean);
+
+  // The batchnorm's problem, with ReLU where its relu is absorbed.
+  BatchnormProblem batchnorm(int layer) const;
+  // The relu layer that `layer`, a batchnorm, does too; -1: none.
+  int absorbed_relu(int layer) const;
+  std::string batchnorm_name(int layer) const;  // "bn1 + relu"
+
+ private:
+  int parameter(int layer, bool weight, Home home, const char* suffix);
+};
+
+void lower_forward(Lowering* lowering);
+void lower_backward(Lowering* lowering, int logits_gradient);
+
+}  // namespace kiln

@@ -1,0 +1,179 @@
+#include "nn/probe.h"
+
+#include <cfloat>
+
+#include "kernels/common/error.h"
+#include "kernels/common/step_state.h"
+#include "nn/step_finish.h"
+
+namespace kiln {
+namespace {
+
+LowerOptions lower_options(int batch, const StepProbe::Options& o) {
+  return {.batch = batch,
+          .training = o.training,
+          .dtype = o.precision,
+          .fusions = Fusions::without(o.fusions_off),
+          .impl = o.impl,
+          .label_smoothing = o.label_smoothing,
+          .momentum = o.momentum,
+          .weight_decay = o.weight_decay,
+          .nesterov = o.nesterov};
+}
+
+void replace(const StepProbe::Tensors& with, std::vector<NamedTensor>* tensors, size_t* used) {
+  for (NamedTensor& t : *tensors) {
+    const auto found = with.find(t.name);
+    if (found == with.end()) continue;
+    if (found->second.size() != t.values.size()) {
+      fail_usage("tensor '" + t.name + "': got " + std::to_string(found->second.size()) + " values, needs " +
+                 std::to_string(t.values.size()));
+    }
+    t.values = found->second;
+    ++*used;
+  }
+}
+
+StepProbe::Tensors as_map(std::vector<NamedTensor> tensors) {
+  StepProbe::Tensors map;
+  for (NamedTensor& t : tensors) map[t.name] = std::move(t.values);
+  return map;
+}
+
+}  // namespace
+
+StepProbe::StepProbe(const NetworkDescription& network, const ValueShape& input, int classes, int batch,
+                     const Device& device, const Options& options)
+    : dtype_(options.precision),
+      backend_(make_backend(device)),
+      network_(backend_.get(), infer_shapes(network, input, classes), options.precision, options.seed),
+      program_(backend_.get(),
+               lower(network_.shaped(), network_.layout(), backend_->device(), lower_options(batch, options)),
+               /*keep_all=*/true),
+      arena_(backend_->allocate(program_.arena_bytes())),
+      step_state_(backend_->allocate(sizeof(StepState))),
+      ring_(backend_->allocate(sizeof(StepRecord))) {
+  Bases bases{};
+  network_.set_bases(&bases);
+  bases[static_cast<size_t>(Home::kArena)] = arena_.get();
+  bases[static_cast<size_t>(Home::kStepState)] = step_state_.get();
+  bases[static_cast<size_t>(Home::kRing)] = ring_.get();
+  program_.bind(bases);
+}
+
+void StepProbe::set_parameters(const Tensors& tensors) {
+  std::vector<NamedTensor> masters = network_.read_slab(Home::kMaster);
+  std::vector<NamedTensor> statistics = network_.read_statistics();
+  size_t used = 0;
+  replace(tensors, &masters, &used);
+  replace(tensors, &statistics, &used);
+  if (used != tensors.size()) fail_usage("set_parameters: a tensor that the network does not have");
+  network_.write_slab(Home::kMaster, masters);
+  network_.write_statistics(statistics);
+}
+
+StepProbe::Tensors StepProbe::parameters() const {
+  Tensors all = as_map(network_.read_slab(Home::kMaster));
+  all.merge(as_map(network_.read_statistics()));
+  return all;
+}
+
+StepProbe::Tensors StepProbe::gradients() const { return as_map(network_.read_slab(Home::kGradients)); }
+
+std::vector<float> StepProbe::read(int buffer) const {
+  const size_t bytes = program_.list().buffers[buffer].bytes;
+  std::vector<float> values(bytes / size_of(dtype_));
+  if (dtype_ == DType::kF32) {
+    backend_->download(values.data(), program_.address(buffer), bytes);
+    return values;
+  }
+  std::vector<uint16_t> bits(values.size());
+  backend_->download(bits.data(), program_.address(buffer), bytes);
+  for (size_t i = 0; i < bits.size(); ++i) values[i] = bf16_value(bits[i]);
+  return values;
+}
+
+void StepProbe::write(int buffer, const std::vector<float>& values) {
+  const Buffer& b = program_.list().buffers[buffer];
+  if (values.size() * size_of(dtype_) != b.bytes) {
+    fail_usage(b.name + ": got " + std::to_string(values.size()) + " values, needs " +
+               std::to_string(b.bytes / size_of(dtype_)));
+  }
+  if (dtype_ == DType::kF32) return backend_->upload(program_.address(buffer), values.data(), b.bytes);
+  std::vector<uint16_t> bits(values.size());
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = bf16_bits(values[i]);
+  backend_->upload(program_.address(buffer), bits.data(), b.bytes);
+}
+
+void StepProbe::forward(const std::vector<float>& images, const std::vector<int32_t>& labels) {
+  const StepList& list = program_.list();
+  if (labels.size() * sizeof(int32_t) != list.buffers[list.labels].bytes) fail_usage("labels: wrong number");
+  write(list.input, images);
+  backend_->upload(program_.address(list.labels), labels.data(), labels.size() * sizeof(int32_t));
+  program_.launch(Phase::kForward, Phase::kLoss);
+  backend_->synchronize();
+}
+
+double StepProbe::loss() const {
+  const StepList& list = program_.list();
+  std::vector<float> rows(list.buffers[list.row_loss].bytes / sizeof(float));
+  backend_->download(rows.data(), program_.address(list.row_loss), rows.size() * sizeof(float));
+  double sum = 0;
+  for (float row : rows) sum += row;
+  return sum / static_cast<double>(rows.size());
+}
+
+std::vector<float> StepProbe::logits() const { return read(program_.list().logits); }
+
+std::vector<float> StepProbe::activation(const std::string& id) const {
+  const std::vector<LayerDescription>& layers = network_.shaped().description.layers;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].id == id) return read(program_.list().values[i + 1]);
+  }
+  fail_usage("no layer '" + id + "'");
+}
+
+StepProbe::Kinks StepProbe::kinks() const {
+  Kinks kinks;
+  for (const auto& [name, buffer] : program_.list().kinks) {
+    std::vector<uint8_t>& bytes = kinks[name];
+    if (name.ends_with(".arg")) {
+      bytes.resize(program_.list().buffers[buffer].bytes);
+      backend_->download(bytes.data(), program_.address(buffer), bytes.size());
+    } else {
+      for (float y : read(buffer)) bytes.push_back(y > 0 ? 1 : 0);
+    }
+  }
+  return kinks;
+}
+
+void StepProbe::impose_kinks(const Kinks& kinks) {
+  for (const auto& [name, bytes] : kinks) {
+    const auto found = program_.list().kinks.find(name);
+    if (found == program_.list().kinks.end()) fail_usage("impose_kinks: this program has no '" + name + "'");
+    const int buffer = found->second;
+    if (name.ends_with(".arg")) {
+      if (bytes.size() != program_.list().buffers[buffer].bytes) fail_usage(name + ": wrong size");
+      backend_->upload(program_.address(buffer), bytes.data(), bytes.size());
+      continue;
+    }
+    std::vector<float> y = read(buffer);
+    if (bytes.size() != y.size()) fail_usage(name + ": wrong size");
+    for (size_t i = 0; i < y.size(); ++i) y[i] = bytes[i] == 0 ? 0.0f : y[i] > 0 ? y[i] : FLT_MIN;
+    write(buffer, y);
+  }
+}
+
+void StepProbe::backward() {
+  program_.launch(Phase::kBackward, Phase::kBackward);
+  backend_->synchronize();
+}
+
+void StepProbe::update(float lr) {
+  const StepState state = {.step = steps_++, .lr = lr};
+  backend_->upload(step_state_.get(), &state, sizeof state);
+  program_.launch(Phase::kUpdate, Phase::kUpdate);
+  backend_->synchronize();
+}
+
+}  // namespace kiln

@@ -1,0 +1,98 @@
+// Appends steps to a StepList: picks an implementation, plans it, checks the buffers against the pass's
+// tensors.
+#pragma once
+
+#include <cstring>
+#include <memory>
+
+#include "kernels/common/error.h"
+#include "kernels/common/impl_choice.h"
+#include "nn/step_list.h"
+
+namespace kiln {
+
+class StepBuilder {
+ public:
+  StepBuilder(const Device& device, const ImplChoice& choice, std::string network, StepList* list)
+      : device_(device), choice_(choice), network_(std::move(network)), list_(list) {}
+
+  int buffer(const std::string& name, Home home, size_t offset, size_t bytes) {
+    list_->buffers.push_back({name, home, offset, bytes});
+    return static_cast<int>(list_->buffers.size()) - 1;
+  }
+  int arena(const std::string& name, size_t bytes) { return buffer(name, Home::kArena, 0, bytes); }
+
+  // True where the implementation that would be picked for `plain` also supports `variant`.
+  template <class Pass>
+  bool offers(const std::string& layer, const typename Pass::Problem& plain,
+              const typename Pass::Problem& variant) const {
+    return static_cast<bool>(pick_for<Pass>(layer, plain).impl->supports(variant, device_));
+  }
+
+  // One buffer a pointer of Pass::Args. Throws Error naming the layer where no implementation, or not the one
+  // wished for, supports the problem.
+  template <class Pass>
+  void emit(Phase phase, const std::string& layer, const typename Pass::Problem& problem,
+            std::vector<int> buffers) {
+    using Args = typename Pass::Args;
+    const Picked<Pass> picked = pick_for<Pass>(layer, problem);
+    require_fitting(layer, Pass::kOp, Pass::kPass, Pass::tensors(problem), buffers);
+    Step step{.phase = phase,
+              .layer = layer,
+              .pass = std::string(Pass::kOp) + "." + Pass::kPass,
+              .problem = problem.str(),
+              .impl = picked.impl->name,
+              .buffers = std::move(buffers)};
+    if (!picked.config.empty()) step.impl += ":" + picked.config;
+    const auto plan = naming(layer, [&] {
+      return std::make_shared<Plan<Args>>(picked.impl->plan(problem, device_, picked.config));
+    });
+    step.workspace_bytes = plan->workspace_bytes();
+    step.bind = [plan](std::span<void* const> pointers, void* workspace) {
+      static_assert(sizeof(Args) % sizeof(void*) == 0, "Args is an aggregate of pointers");
+      Args args;
+      std::memcpy(&args, pointers.data(), sizeof(Args));
+      return plan->bind(args, workspace);
+    };
+    list_->steps.push_back(std::move(step));
+  }
+
+  // A step that is no op's pass.
+  void emit_custom(Step step) { list_->steps.push_back(std::move(step)); }
+
+  StepList& list() { return *list_; }
+  const Device& device() const { return device_; }
+
+ private:
+  // Runs `work`; an Error from it is thrown again with the layer's name in front.
+  template <class Work>
+  auto naming(const std::string& layer, const Work& work) const {
+    try {
+      return work();
+    } catch (const Error& error) {
+      throw Error("network '" + network_ + "': layer '" + layer + "': " + error.what(), error.kind());
+    }
+  }
+
+  template <class Pass>
+  Picked<Pass> pick_for(const std::string& layer, const typename Pass::Problem& problem) const {
+    return naming(layer, [&] {
+      if constexpr (requires { problem.validate(); }) {
+        problem.validate();
+      } else {
+        problem.validate(Pass::kOp);
+      }
+      return pick<Pass>(problem, device_, choice_);
+    });
+  }
+
+  void require_fitting(const std::string& layer, const char* op, const char* pass,
+                       const std::vector<TensorSpec>& tensors, const std::vector<int>& buffers) const;
+
+  const Device& device_;
+  const ImplChoice& choice_;
+  std::string network_;
+  StepList* list_;
+};
+
+}  // namespace kiln

@@ -1,0 +1,174 @@
+// The layers of the built-in networks, and the rows of the vendor comparison.
+#include "kernels/common/error.h"
+#include "tests/support/shape_lists.h"
+
+namespace kiln {
+namespace {
+
+std::string num(long long value) { return std::to_string(value); }
+
+// Walks a network on 32x32x3 images and lists the problem of every layer.
+class NetworkWalk {
+ public:
+  NetworkWalk(std::string name, long long batch) : name_(std::move(name)), n_(batch) {
+    add("augment", "augment", image() + "_m" + num(2 * n_ + 1) + "_pad4_flip", "");
+    add("load", "augment", image() + "_m" + num(2 * n_ + 1), "");
+  }
+
+  int channels() const { return c_; }
+  int side() const { return h_; }
+  void go_to(int channels, int side) {
+    c_ = channels;
+    h_ = side;
+  }
+
+  void conv(const std::string& id, int k, int r, int stride) {
+    // The network's first layer has no use for the gradient to its input.
+    add(id, "conv2d", image() + "_k" + num(k) + "_r" + num(r) + (stride > 1 ? "_st" + num(stride) : ""),
+        c_ == 3 ? "fwd,wgrad" : "");
+    parameters_ += 1LL * k * r * r * c_;
+    h_ = (h_ + 2 * (r / 2) - r) / stride + 1;
+    c_ = k;
+  }
+  void batchnorm(const std::string& id) {
+    add(id, "batchnorm", image(), "");
+    parameters_ += 2 * c_;
+  }
+  void batchnorm_relu(const std::string& id) {
+    batchnorm(id);
+    add(id + "+relu", "batchnorm", image() + "_relu", "");
+    add(id + ".relu", "relu", image(), "");
+  }
+  void join(const std::string& id) {
+    add(id, "add", image(), "");
+    add(id + ".relu", "relu", image(), "");
+  }
+  void max_pool(const std::string& id) {
+    add(id, "max_pool2d", image() + "_r2_st2_p0_arg8", "");
+    add(id, "max_pool2d", image() + "_r2_st2_p0", "fwd");
+    h_ /= 2;
+  }
+  void global_avg_pool(const std::string& id) {
+    add(id, "global_avg_pool", image(), "");
+    h_ = 1;
+  }
+  void linear(const std::string& id, int k) {
+    const long long c = 1LL * h_ * h_ * c_;
+    add(id, "linear", "n" + num(n_) + "_c" + num(c) + "_k" + num(k) + "_bias", "");
+    parameters_ += c * k + k;
+    c_ = k;
+  }
+  std::vector<NamedProblem> finish() {
+    add("loss", "softmax_xent", "n" + num(n_) + "_c" + num(c_), "");
+    add("parameters", "sgd", "n" + num(parameters_) + "_d" + num(parameters_) + "_m0.9_wd0.0005_nesterov", "");
+    add("parameters", "grad_norm", "n" + num(parameters_), "");
+    return std::move(list_);
+  }
+
+ private:
+  std::string image() const { return "n" + num(n_) + "_h" + num(h_) + "_w" + num(h_) + "_c" + num(c_); }
+  void add(const std::string& id, const char* op, const std::string& text, const char* passes) {
+    list_.push_back({name_ + "." + id, op, text, passes});
+  }
+
+  std::string name_;
+  long long n_;
+  int c_ = 3, h_ = 32;
+  long long parameters_ = 0;
+  std::vector<NamedProblem> list_;
+};
+
+std::vector<NamedProblem> small_cnn(long long batch) {
+  NetworkWalk net("small_cnn", batch);
+  for (int stage = 1; stage <= 3; ++stage) {
+    for (int i = 1; i <= 2; ++i) {
+      const std::string at = std::to_string(2 * (stage - 1) + i);
+      net.conv("conv" + at, 16 << stage, 3, 1);
+      net.batchnorm_relu("bn" + at);
+    }
+    net.max_pool("pool" + std::to_string(stage));
+  }
+  net.linear("fc", 10);
+  return net.finish();
+}
+
+std::vector<NamedProblem> resnet18(long long batch) {
+  NetworkWalk net("resnet18", batch);
+  net.conv("conv1", 64, 3, 1);
+  net.batchnorm_relu("bn1");
+  for (int stage = 1; stage <= 4; ++stage) {
+    for (int block = 0; block < 2; ++block) {
+      const std::string at = "layer" + std::to_string(stage) + "." + std::to_string(block);
+      const int k = 32 << stage, stride = stage > 1 && block == 0 ? 2 : 1;
+      const int c = net.channels(), side = net.side();
+      net.conv(at + ".conv1", k, 3, stride);
+      net.batchnorm_relu(at + ".bn1");
+      net.conv(at + ".conv2", k, 3, 1);
+      net.batchnorm(at + ".bn2");
+      if (stride > 1) {
+        net.go_to(c, side);
+        net.conv(at + ".shortcut.0", k, 1, stride);
+        net.batchnorm(at + ".shortcut.1");
+      }
+      net.join(at + ".add");
+    }
+  }
+  net.global_avg_pool("avg_pool");
+  net.linear("linear", 10);
+  return net.finish();
+}
+
+}  // namespace
+
+std::vector<NamedProblem> network_problems(std::string_view network, long long batch) {
+  if (network == "small_cnn") return small_cnn(batch);
+  if (network == "resnet18") return resnet18(batch);
+  fail_usage(unknown_name_message("network", network, {"small_cnn", "resnet18"}));
+}
+
+std::vector<NamedProblem> peer_problems() {
+  std::vector<NamedProblem> list;
+  struct Conv {
+    const char* label;
+    int n, c, h, k, r, stride;
+  };
+  for (const Conv& v : {Conv{"airbench.block1.conv1", 2000, 24, 31, 64, 3, 1}, {"airbench.block1.conv2", 2000, 64, 15, 64, 3, 1},
+                        {"airbench.block2.conv1", 2000, 64, 15, 256, 3, 1}, {"airbench.block2.conv2", 2000, 256, 7, 256, 3, 1},
+                        {"airbench.block3.conv2", 2000, 256, 3, 256, 3, 1}, {"resnet18.conv1", 512, 3, 32, 64, 3, 1},
+                        {"resnet18.layer1.0.conv1", 512, 64, 32, 64, 3, 1}, {"resnet18.layer2.0.conv1", 512, 64, 32, 128, 3, 2},
+                        {"resnet18.layer2.0.conv2", 512, 128, 16, 128, 3, 1}, {"resnet18.layer3.0.conv1", 512, 128, 16, 256, 3, 2},
+                        {"resnet18.layer3.0.conv2", 512, 256, 8, 256, 3, 1}, {"resnet18.layer4.0.conv1", 512, 256, 8, 512, 3, 2},
+                        {"resnet18.layer4.0.conv2", 512, 512, 4, 512, 3, 1}, {"resnet18.layer2.0.shortcut.0", 512, 64, 32, 128, 1, 2},
+                        {"mobilenet_v2.expand.16", 512, 16, 32, 96, 1, 1}, {"mobilenet_v2.project.96", 512, 96, 32, 24, 1, 1},
+                        {"mobilenet_v2.project.384", 512, 384, 8, 64, 1, 1}, {"mobilenet_v2.expand.64", 512, 64, 8, 384, 1, 1},
+                        {"mobilenet_v2.project.960", 512, 960, 4, 160, 1, 1}}) {
+    list.push_back({v.label, "conv2d",
+                    "n" + num(v.n) + "_h" + num(v.h) + "_w" + num(v.h) + "_c" + num(v.c) + "_k" + num(v.k) + "_r" + num(v.r) +
+                        (v.stride > 1 ? "_st" + num(v.stride) : ""),
+                    ""});
+  }
+  struct Image {
+    const char* label;
+    int n, c, h;
+  };
+  const auto text = [](const Image& v) {
+    return "n" + num(v.n) + "_h" + num(v.h) + "_w" + num(v.h) + "_c" + num(v.c);
+  };
+  for (const Image& v : {Image{"resnet18.layer1.0.bn1", 512, 64, 32}, {"resnet18.layer2.0.bn1", 512, 128, 16},
+                         {"resnet18.layer3.0.bn1", 512, 256, 8}, {"resnet18.layer4.0.bn1", 512, 512, 4},
+                         {"airbench.block1.bn1", 2000, 64, 15}, {"airbench.block2.bn1", 2000, 256, 7}}) {
+    list.push_back({v.label, "batchnorm", text(v), "fwd_train,bwd"});
+    list.push_back({v.label + std::string("+relu"), "batchnorm", text(v) + "_relu", "fwd_train,bwd"});
+  }
+  for (const Image& v : {Image{"pool.512.64", 512, 64, 32}, {"airbench.block1.pool", 2000, 64, 31},
+                         {"airbench.block2.pool", 2000, 256, 15}, {"pool.512.256", 512, 256, 8}}) {
+    list.push_back({v.label, "max_pool2d", text(v) + "_r2_st2_p0_arg8", ""});
+    list.push_back({v.label, "global_avg_pool", text(v), "fwd"});
+  }
+  for (const char* rows : {"n512_c10", "n2000_c10", "n65536_c10", "n8192_c1000"}) {
+    list.push_back({std::string("softmax_xent.") + rows, "softmax_xent", rows + std::string("_ls0.1"), "fwd_bwd"});
+  }
+  return list;
+}
+
+}  // namespace kiln

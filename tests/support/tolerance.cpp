@@ -1,0 +1,48 @@
+#include "tests/support/tolerance.h"
+
+#include <cmath>
+
+namespace kiln {
+namespace {
+
+constexpr double kFp32Rounding = 0x1p-24;
+constexpr double kTf32Rounding = 0x1p-11;
+constexpr double kKinks = 4e-6;
+
+double output_rounding(DType dtype) { return dtype == DType::kBF16 ? 0x1p-8 : kFp32Rounding; }
+
+}  // namespace
+
+Tolerance tolerance_for(const TensorSpec& spec, DType compute, FillMode mode, bool peer, double rms) {
+  Tolerance t;
+  const bool integers = spec.dtype == DType::kI32 || spec.dtype == DType::kU8;
+  if (integers || spec.check == Check::kExact || (spec.check == Check::kSum && mode == FillMode::kExact && !peer)) {
+    t.bit_equal = true;
+    return t;
+  }
+  // 1.01: the stored value is rounded from the implementation's, not from the judge's.
+  const double rounding = 1.01 * output_rounding(spec.dtype);
+  if (spec.check == Check::kSum) {
+    t.absolute = kFp32Rounding * (4 * spec.terms + 32) * spec.magnitude;
+    t.relative = rounding;
+  } else {
+    const double growth = kFp32Rounding * (16 * std::sqrt(spec.terms) + 32);
+    t.absolute = growth * spec.magnitude * rms;
+    t.relative = growth + rounding;
+    t.outliers = static_cast<long long>(kKinks * static_cast<double>(spec.elements()));
+  }
+  if (compute == DType::kTF32) t.absolute += kTf32Rounding * 8 * std::sqrt(spec.terms) * spec.magnitude;
+  t.norm = 0.5 * t.absolute + t.relative * rms;
+  return t;
+}
+
+bool within(const Tolerance& tolerance, DType stored, double got, double want) {
+  if (!std::isfinite(got) || !std::isfinite(want)) return false;
+  if (tolerance.bit_equal) {
+    if (stored == DType::kBF16) want = round_to_bf16(static_cast<float>(want));
+    return got == want;
+  }
+  return std::abs(got - want) <= tolerance.absolute + tolerance.relative * std::abs(want);
+}
+
+}  // namespace kiln
