@@ -1,8 +1,12 @@
-# kiln_add_library(name sources...): a static library with kiln's warnings, definitions and architectures.
+# kiln_add_library(name sources...): a static library with kiln's warnings and definitions.
 add_library(kiln_options INTERFACE)
 target_include_directories(kiln_options INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(kiln_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
                                               $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra -Xptxas=--warn-on-spills>)
+# GCC 12 sees overlapping copies in std::string's operator+ where there are none (GCC bug 105651).
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(kiln_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
+endif()
 if(KILN_WERROR)
   target_compile_options(kiln_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>
                                                 "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Werror;-Werror=all-warnings>")
@@ -19,21 +23,28 @@ foreach(feature CUDA CUDNN CUBLAS)
 endforeach()
 target_compile_definitions(kiln_options INTERFACE KILN_WITH_OPENMP KILN_VERSION="${PROJECT_VERSION}")
 
-# Files whose name contains wgmma or tma use instructions of sm_90a alone.
-function(kiln_set_architectures)
-  foreach(source IN LISTS ARGN)
-    if(source MATCHES "(wgmma|tma)[a-z0-9_]*\\.cu$")
-      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
-                                  "-gencode=arch=compute_90a,code=sm_90a;-DKILN_SM90A")
-    endif()
-  endforeach()
-endfunction()
-
 function(kiln_add_library name)
   add_library(${name} STATIC ${ARGN})
   target_link_libraries(${name} PUBLIC kiln_options)
   if(KILN_WITH_CUDA)
     target_link_libraries(${name} PUBLIC CUDA::cudart_static)
+  endif()
+endfunction()
+
+# kiln_add_kernel_library(name sources...): kiln_add_library for kernels. Files named *_wgmma*.cu and *_tma*.cu use
+# instructions of sm_90a alone; architectures belong to targets, so an object library holds them.
+function(kiln_add_kernel_library name)
+  set(hopper_pattern "_(wgmma|tma)(_[a-z0-9_]+)?\\.cu$")
+  set(portable ${ARGN})
+  set(hopper ${ARGN})
+  list(FILTER portable EXCLUDE REGEX ${hopper_pattern})
+  list(FILTER hopper INCLUDE REGEX ${hopper_pattern})
+  kiln_add_library(${name} ${portable})
+  if(hopper)
+    add_library(${name}_sm90a OBJECT ${hopper})
+    set_target_properties(${name}_sm90a PROPERTIES CUDA_ARCHITECTURES 90a-real)
+    target_link_libraries(${name}_sm90a PRIVATE kiln_options CUDA::cudart_static)
+    target_sources(${name} PRIVATE $<TARGET_OBJECTS:${name}_sm90a>)
   endif()
 endfunction()
 

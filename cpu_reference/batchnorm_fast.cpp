@@ -31,19 +31,27 @@ KILN_CPU_CLONES void block_moments(const float* x,  // [rows,C]
                                    long long rows, int channels,
                                    const float* pivot,      // [C]
                                    float* __restrict mean,  // [C]
-                                   float* __restrict m2)    // [C]
+                                   float* __restrict m2,    // [C]
+                                   float* __restrict rest)  // [C] scratch
 {
+  const float inverse = 1.0f / static_cast<float>(rows);
   std::fill_n(mean, channels, 0.0f);
   std::fill_n(m2, channels, 0.0f);
+  std::fill_n(rest, channels, 0.0f);
   for (long long r = 0; r < rows; ++r) {
     for (int c = 0; c < channels; ++c) mean[c] += x[r * channels + c] - pivot[c];
   }
-  for (int c = 0; c < channels; ++c) mean[c] /= static_cast<float>(rows);
+  for (int c = 0; c < channels; ++c) mean[c] *= inverse;
   for (long long r = 0; r < rows; ++r) {
     for (int c = 0; c < channels; ++c) {
       const float d = (x[r * channels + c] - pivot[c]) - mean[c];
+      rest[c] += d;
       m2[c] += d * d;
     }
+  }
+  for (int c = 0; c < channels; ++c) {  // what rounding left out of the mean
+    m2[c] = std::max(m2[c] - rest[c] * rest[c] * inverse, 0.0f);
+    mean[c] += rest[c] * inverse;
   }
 }
 
@@ -134,30 +142,30 @@ void normalise(const BatchnormProblem& p, const float* x, const float* mean, con
   }
 }
 
-// Workspace of fwd_train: mean and m2 of each part and of its current block; scale.
-size_t fwd_train_bytes(const BatchnormProblem& p) { return sizeof(float) * p.c * (4ull * part_count(p) + 1); }
+// Workspace of fwd_train: mean and m2 of each part, the same and scratch of its current block; scale.
+size_t fwd_train_bytes(const BatchnormProblem& p) { return sizeof(float) * p.c * (5ull * part_count(p) + 1); }
 
 void fwd_train(const BatchnormProblem& p, const BatchnormFwdTrain::Args& a, void* workspace) {
   const size_t channels = static_cast<size_t>(p.c);
   const int parts = part_count(p);
   const float* pivot = f32(a.x);                  // [C], the first row
-  float* partial = f32(workspace);                // [parts,4,C]
-  float* scale = partial + 4 * channels * parts;  // [C]
+  float* partial = f32(workspace);                // [parts,5,C]
+  float* scale = partial + 5 * channels * parts;  // [C]
 #pragma omp parallel for schedule(static) if (parts > 1)
   for (int part = 0; part < parts; ++part) {
-    float* mean = partial + 4 * channels * part;
+    float* mean = partial + 5 * channels * part;
     float *m2 = mean + channels, *block = m2 + channels;
     const long long begin = part_begin(p, part), end = part_begin(p, part + 1);
     std::fill_n(mean, 2 * channels, 0.0f);
     for (long long row = begin; row < end; row += block_rows(p)) {
       const long long rows = std::min(block_rows(p), end - row);
-      block_moments(f32(a.x) + row * p.c, rows, p.c, pivot, block, block + channels);
+      block_moments(f32(a.x) + row * p.c, rows, p.c, pivot, block, block + channels, block + 2 * channels);
       merge_moments(row - begin, rows, p.c, mean, m2, block, block + channels);
     }
   }
   float *mean = partial, *m2 = partial + channels;
   for (int part = 1; part < parts; ++part) {
-    const float* other = partial + 4 * channels * part;
+    const float* other = partial + 5 * channels * part;
     merge_moments(part_begin(p, part), part_begin(p, part + 1) - part_begin(p, part), p.c, mean, m2, other,
                   other + channels);
   }

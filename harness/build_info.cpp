@@ -118,7 +118,10 @@ std::string code_used(const Device& cuda) {
 
 std::string join_command_line(int argc, const char* const* argv) {
   std::string line;
-  for (int i = 0; i < argc; ++i) line += (i ? " " : "") + shell_quoted(argv[i]);
+  for (int i = 0; i < argc; ++i) {
+    if (i > 0) line += ' ';
+    line += shell_quoted(argv[i]);
+  }
   return line;
 }
 

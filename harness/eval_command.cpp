@@ -29,9 +29,10 @@ int evaluate(EvalFlags flags, const std::string& command_line) {
   std::error_code ignored;
   if (!fs::exists(flags.checkpoint, ignored)) fail_usage("--checkpoint '" + flags.checkpoint + "' does not exist");
   const bool is_run = fs::is_directory(flags.checkpoint, ignored);
+  const Json run = is_run ? read_run_config("--checkpoint", flags.checkpoint) : Json();
+  if (is_run) fill_data_from_run(run, &flags.common);
   const NetworkDescription network =
-      is_run && !flags.model_given ? network_of_run(read_run_config("--checkpoint", flags.checkpoint))
-                                   : load_network(flags.common.model);
+      is_run && !flags.model_given ? network_of_run(run) : load_network(flags.common.model);
   const std::string weights =
       is_run ? (fs::path(flags.checkpoint) / "weights.safetensors").string() : flags.checkpoint;
   const Device& device = select_device(flags.common, stderr);
@@ -40,7 +41,8 @@ int evaluate(EvalFlags flags, const std::string& command_line) {
   options.precision = select_precision(flags.common.precision, device);
   options.impl = select_impl(flags.common.impl, device, stderr);
   options.batch = flags.batch;
-  const DataPair data = load_images(flags.common, stderr);
+  DataPair data = load_images(flags.common, stderr);
+  if (is_run) take_normalisation_of_run(run, &data);
   Trainer trainer(network, data, device, options);
   trainer.load_weights(weights);
   const EvalResult result = trainer.evaluate();
@@ -76,7 +78,8 @@ Command add_eval_command(CLI::App& app, const std::string& command_line) {
   CLI::App* sub = app.add_subcommand("eval", "loss and accuracy of a checkpoint on the test images");
   auto flags = std::make_shared<EvalFlags>();
   sub->add_option("--checkpoint", flags->checkpoint,
-                  "weights.safetensors (PyTorch's names and layouts), or a run folder, which also names the network")
+                  "weights.safetensors (PyTorch's names and layouts), or a run folder, which also names the network and "
+                  "the data")
       ->required();
   add_common_options(*sub, flags->common);
   sub->add_option("--batch", flags->batch, "images a step")->check(CLI::PositiveNumber)->capture_default_str();

@@ -43,7 +43,7 @@ TensorBuffers::TensorBuffers(std::vector<TensorSpec> specs, DeviceKind kind, siz
   }
 }
 
-void TensorBuffers::upload(const HostTensors& inputs) {
+void TensorBuffers::upload(const HostTensors& inputs, bool fill_outputs) {
   if (inputs.size() != specs_.size()) fail_failure("execute: as many tensors as the pass has are needed");
   for (size_t i = 0; i < specs_.size(); ++i) {
     const TensorSpec& spec = specs_[i];
@@ -52,7 +52,7 @@ void TensorBuffers::upload(const HostTensors& inputs) {
     memory.fill(kGuardByte, 0, guard_bytes_);
     memory.fill(kGuardByte, guard_bytes_ + spec.bytes(), guard_bytes_);
     if (!spec.is_input()) {
-      memory.fill(0xff, guard_bytes_, spec.bytes());
+      if (fill_outputs) memory.fill(0xff, guard_bytes_, spec.bytes());
       continue;
     }
     const HostTensor& input = inputs[i];
@@ -121,10 +121,10 @@ HostTensors execute(const PassInfo& pass, const AnyProblem& problem, const Devic
                     const HostTensors& inputs, const ExecuteOptions& options) {
   const AnyPlan plan = pass.plan(problem, device, impl);
   TensorBuffers buffers(pass.tensors(problem), device.kind, options.guard_bytes);
-  buffers.upload(inputs);
+  buffers.upload(inputs, !options.undefined);
   const size_t guard = options.guard_bytes;
   DeviceMemory workspace(device.kind, plan.workspace_bytes ? plan.workspace_bytes + 2 * guard : 0);
-  if (workspace.bytes()) {
+  if (workspace.bytes() && !options.undefined) {
     workspace.fill(kGuardByte, 0, workspace.bytes());
     workspace.fill(options.workspace_fill, guard, plan.workspace_bytes);
   }

@@ -17,8 +17,9 @@ class TensorBuffers {
   // specs: of the problem in the dtype that runs.
   TensorBuffers(std::vector<TensorSpec> specs, DeviceKind kind, size_t guard_bytes = 0);
 
-  // Writes guards, inputs (given in fp32, rounded to their dtype on the way) and NaN (all bits set) into outputs.
-  void upload(const HostTensors& inputs);
+  // Writes guards, inputs (given in fp32, rounded to their dtype on the way) and, unless told otherwise, NaN (all bits
+  // set) into outputs.
+  void upload(const HostTensors& inputs, bool fill_outputs = true);
   void copy_from(const TensorBuffers& other);
   // The outputs, floating-point ones widened to fp32; the other entries have no data.
   HostTensors download() const;
@@ -37,6 +38,8 @@ class TensorBuffers {
 struct ExecuteOptions {
   size_t guard_bytes = 0;                 // also around the workspace
   unsigned char workspace_fill = 0xff;    // the workspace's contents before the launch
+  // Leave outputs and workspace undefined, so that compute-sanitizer's initcheck sees what is read before it is written.
+  bool undefined = false;
 };
 
 // Runs `impl` ("name" or "name:config") once and waits for it. `inputs` are in fp32 (integers as they are), one entry

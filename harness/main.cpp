@@ -27,7 +27,7 @@ std::vector<std::string> option_names(const CLI::App& app) {
 std::string usage_message(const CLI::ParseError& error, const CLI::App& app) {
   std::string message = error.what();
   for (size_t end; (end = message.find('\n')) != std::string::npos;) message.replace(end, 1, " ");
-  if (error.get_name() != "ExtrasError") return message;
+  if (!dynamic_cast<const CLI::ExtrasError*>(&error)) return message;
   for (const std::string& word : app.remaining()) {
     const std::string flag = word.substr(0, word.find('='));
     if (flag.rfind("--", 0) != 0) continue;
@@ -43,6 +43,7 @@ int run(int argc, char** argv) {
       "kiln: hand-written CUDA kernels for small-image convolutional networks, a training engine on them, and a\n"
       "CPU path that mirrors every kernel.");
   app.name("kiln");
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);  // a flag may be given again
   const std::string id = commit();
   app.set_version_flag("--version", "kiln " + version() + (id.empty() ? "" : " (" + id + ")"));
   app.footer("`kiln COMMAND --help` has the flags and examples of a command.");

@@ -24,8 +24,9 @@ Command add_op_command(CLI::App& app) {
   sub->add_option("--device", c.device, "cpu or cuda")->capture_default_str();
   sub->add_option("--dtype", c.dtype, "fp32, bf16, tf32: what the pass computes in; the files are float32")
       ->capture_default_str();
-  sub->add_option("--in", c.in, "input files, in the order that `kiln op <op>.<pass> --help` prints");
-  sub->add_option("--out", c.out, "output files, likewise");
+  sub->add_option("--in", c.in, "input files, in the order that `kiln op <op>.<pass> --help` prints")
+      ->take_all();
+  sub->add_option("--out", c.out, "output files, likewise")->take_all();
   sub->footer(
       "Example:\n"
       "  kiln op conv2d.dgrad --help\n"

@@ -26,9 +26,13 @@ int terminal_width(std::FILE* out) {
 }  // namespace
 
 std::string with_thousands(double value) {
-  std::string digits = format("%.0f", value);
-  for (int i = static_cast<int>(digits.size()) - 3; i > (value < 0 ? 1 : 0); i -= 3) digits.insert(i, ",");
-  return digits;
+  const std::string digits = format("%.0f", std::abs(value));
+  std::string text = value <= -0.5 ? "-" : "";
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
 }
 
 std::string clock_time(double seconds) {
@@ -66,8 +70,9 @@ void Progress::draw() {
   const double share = total_steps_ > 0 ? static_cast<double>(record_.step) / total_steps_ : 0;
   const int filled = std::clamp(static_cast<int>(share * kBarWidth), 0, kBarWidth);
   const double left = share > 0 ? seconds() * (1 - share) / share : 0;
-  std::string line = "[" + std::string(filled, '#') + std::string(kBarWidth - filled, '.') + "] " +
-                     describe(record_, total_epochs_) + "  " + clock_time(left) + " left";
+  std::string line(1, '[');
+  line.append(filled, '#').append(kBarWidth - filled, '.').append("] ");
+  line += describe(record_, total_epochs_) + "  " + clock_time(left) + " left";
   line.resize(std::min<size_t>(line.size(), std::max(1, terminal_width(out_) - 1)));
   std::fprintf(out_, "\r\033[K%s", line.c_str());
   std::fflush(out_);

@@ -58,10 +58,33 @@ long long steps_of_run(const std::string& folder) {
   return reading([&] { return summary.at("steps").get<long long>(); });
 }
 
+void fill_data_from_run(const Json& config, CommonOptions* o) {
+  reading([&] {
+    if (!o->data.empty()) return;
+    const Json& data = config.at("data");
+    o->data = data.value("path", "");
+    fill(data.at("train_images"), &o->train_images);
+    fill(data.at("test_images"), &o->test_images);
+  });
+}
+
+void take_normalisation_of_run(const Json& config, DataPair* data) {
+  reading([&] {
+    const auto mean = config.at("data").at("mean").get<std::vector<float>>();
+    const auto std = config.at("data").at("std").get<std::vector<float>>();
+    if (mean.size() != data->mean.size() || std.size() != data->std.size()) {
+      fail_usage("the run's images have " + std::to_string(mean.size()) + " channels, these have " +
+                 std::to_string(data->mean.size()));
+    }
+    data->mean = mean;
+    data->std = std;
+  });
+}
+
 void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
+  fill_data_from_run(config, &f->common);
   reading([&] {
     const Json& options = config.at("options");
-    const Json& data = config.at("data");
     fill(options, "epochs", &f->epochs);
     fill(options, "warmup_epochs", &f->warmup);
     fill(options, "batch", &f->batch);
@@ -73,12 +96,10 @@ void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
     fill(options, "label_smoothing", &f->label_smoothing);
     fill(options, "schedule", &f->schedule);
     fill(options.at("fusions_off"), &f->fusions_off);
+    fill(options.at("drain_every"), &f->drain_every);
     fill(options.at("precision"), &f->common.precision);
     fill(options.at("impl"), &f->common.impl);
     fill(config.at("device").at("kind"), &f->common.device);
-    fill(data.at("train_images"), &f->common.train_images);
-    fill(data.at("test_images"), &f->common.test_images);
-    if (f->common.data.empty()) f->common.data = data.value("path", "");
     f->no_nesterov = f->no_nesterov || !options.at("nesterov").get<bool>();
     f->no_flip = f->no_flip || !options.at("flip").get<bool>();
     const auto seed = options.at("seed").get<unsigned long long>();

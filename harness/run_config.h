@@ -14,6 +14,12 @@ nlohmann::ordered_json read_run_config(const std::string& flag, const std::strin
 
 NetworkDescription network_of_run(const nlohmann::ordered_json& config);
 
+// Gives the run's data set to what was not named on the command line.
+void fill_data_from_run(const nlohmann::ordered_json& config, CommonOptions* options);
+
+// The statistics that the run normalised its images with, which its weights expect.
+void take_normalisation_of_run(const nlohmann::ordered_json& config, DataPair* data);
+
 // The steps that the run in `folder` had done when it wrote its checkpoint. Throws Error where it has none.
 long long steps_of_run(const std::string& folder);
 

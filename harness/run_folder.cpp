@@ -55,7 +55,6 @@ void write_file_atomically(const std::string& path, const std::string& text) {
 }
 
 void RunFolder::check(const std::string& path, bool overwrite) {
-  if (path.empty()) fail_usage("--out is empty; it names the run's folder");
   std::error_code error;
   const fs::path exists = existing_part(path);
   if (!fs::is_directory(exists, error)) fail_folder(path, "cannot be made: '" + exists.string() + "' is not a folder");

@@ -291,6 +291,7 @@ Command add_train_command(CLI::App& app, const std::string& command_line) {
   auto flags = std::make_shared<TrainFlags>();
   add_train_options(*sub, *flags);
   return {sub, [flags, sub, command_line] {
+            if (sub->count("--out") && flags->out.empty()) fail_usage("--out is empty; it names the run's folder");
             if (!flags->resume.empty()) {
               if (sub->count("--model")) fail_usage("--model: a resumed run keeps its network");
               fill_from_run(read_run_config("--resume", flags->resume), sub->count("--seed") > 0, flags.get());

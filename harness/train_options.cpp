@@ -85,7 +85,8 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
   app.add_option("--drain-every", f.drain_every, "steps between lines of metrics.jsonl (50 on cuda, 5 on cpu)")
       ->check(CLI::PositiveNumber);
   app.add_option("--fusions-off", f.fusions_off, "fusions not to make, comma-separated; all: none is made")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->take_all();
   app.add_flag("--no-cuda-graph", f.no_cuda_graph, "launch kernels one by one, for profilers and debuggers");
   app.add_flag("--print-plan", f.print_plan, "print the steps, their problems and implementations, and stop");
   app.footer(

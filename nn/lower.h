@@ -23,8 +23,8 @@ struct LowerOptions {
   int batch = 1;
   bool training = true;  // else inference with the running statistics
   DType dtype = DType::kF32;
-  Fusions fusions;
-  ImplChoice impl;
+  Fusions fusions = {};
+  ImplChoice impl = {};
   // Of `augment`, m, pad, flip and cut count; the rest is filled in. With m = 0 there is no input phase: the
   // caller writes the input and the labels.
   AugmentProblem augment{.m = 0};

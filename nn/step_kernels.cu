@@ -1,8 +1,9 @@
-// step_finish (nn/step_finish.h): state->finite = isfinite(loss) && isfinite(norm), and one record into the ring.
+// step_finish (nn/step_finish.h): state->finite = isfinite(loss) && isfinite(norm), and one record into the
+// ring.
 //
 // One thread: four loads and five stores at the end of a step. No shared memory, deterministic. The ring has
-// `capacity` records, at least 1; the step number is read from device memory, so that one recorded graph serves
-// every step. Mirrors nn/step_finish.cpp.
+// `capacity` records, at least 1; the step number is read from device memory, so that one recorded graph
+// serves every step. Mirrors nn/step_finish.cpp.
 #include "kernels/common/check.h"
 #include "nn/step_finish.h"
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 import unittest
 
-KILN = os.environ.get("KILN", "build/cpu/bin/kiln")
+KILN = os.path.abspath(os.environ.get("KILN", "build/cpu/bin/kiln"))
 CIFAR_RECORD, CIFAR_RECORDS = 3073, 10000
 
 # A network small enough for a run to take a second: conv-BN-ReLU-pool, a residual block, pool, linear.
@@ -39,8 +39,9 @@ SHORT = ["--device", "cpu", "--threads", "2", "--train-images", "256", "--test-i
 
 
 def kiln(*arguments, env=None):
-    return subprocess.run([KILN, *map(str, arguments)], capture_output=True, text=True, timeout=600,
-                          env={**os.environ, **(env or {})})
+    with tempfile.TemporaryDirectory() as folder:  # where a run without --out would go
+        return subprocess.run([KILN, *map(str, arguments)], capture_output=True, text=True, timeout=600, cwd=folder,
+                              env={**os.environ, **(env or {})})
 
 
 class Case(unittest.TestCase):
@@ -148,10 +149,10 @@ class Training(Case):
     def test_eval_repeats_the_accuracy(self):
         run = self.train("run")
         summary = json.loads((run / "summary.json").read_text())
-        common = ["--device", "cpu", "--test-images", "100", "--batch", "48", "--json"]
+        common = ["--device", "cpu", "--batch", "48", "--json"]
         of_run = json.loads(self.passes("eval", "--checkpoint", run, *common))
         of_file = json.loads(self.passes("eval", "--checkpoint", run / "weights.safetensors", "--model", self.tiny,
-                                         *common))
+                                         "--train-images", "256", "--test-images", "100", *common))
         for result in (of_run, of_file):
             self.assertEqual(result["test_accuracy"], summary["test_accuracy"])
             self.assertAlmostEqual(result["test_loss"], summary["test_loss"], places=6)

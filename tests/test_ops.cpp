@@ -1,7 +1,12 @@
-// Every implementation of the ops in KILN_TEST_OPS ("relu,add") on every problem of the test suite that it supports.
-// Cases are named <op>_<pass>.<implementation>/<dtype>/<problem>; filter with --gtest_filter='conv2d_fwd.naive/bf16/*'.
+// Every implementation of the ops in KILN_TEST_OPS ("relu,add") on every problem of the test suite that it
+// supports. Cases are named <op>_<pass>.<implementation>/<dtype>/<problem>; filter with
+// --gtest_filter='conv2d_fwd.naive/bf16/*'.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <map>
+
+#include "kernels/common/error.h"
 #include "tests/support/runner.h"
 #include "tests/support/shapes.h"
 
@@ -44,14 +49,44 @@ std::vector<std::string> ops_of_this_program() {
   return ops;
 }
 
+// KILN_TEST_SUBSET=sanitizer: at most a dozen of the smaller problems of each of kiln's own CUDA
+// implementations, pass and type, spread over the table, so that compute-sanitizer (10 to 100 times slower)
+// ends within minutes.
+std::vector<ImplCase> sanitizer_subset(const std::vector<ImplCase>& all) {
+  constexpr size_t kMost = 12;
+  constexpr double kMostFlops = 4e6;
+  std::map<std::string, std::vector<ImplCase>> groups;
+  for (const ImplCase& c : all) {
+    if (c.device != DeviceKind::kCuda || c.impl.peer) continue;
+    if (c.pass->flops(c.pass->parse(c.problem.text, c.dtype)) > kMostFlops) continue;
+    groups[c.pass->id() + " " + c.impl.name + " " + name_of(c.dtype)].push_back(c);
+  }
+  std::vector<ImplCase> chosen;
+  for (const auto& [name, cases] : groups) {
+    const size_t count = std::min(kMost, cases.size());
+    for (size_t i = 0; i < count; ++i) chosen.push_back(cases[i * cases.size() / count]);
+  }
+  return chosen;
+}
+
+std::vector<ImplCase> cases_of_this_run() {
+  const std::vector<ImplCase> all = test_cases(ops_of_this_program());
+  const char* subset = std::getenv("KILN_TEST_SUBSET");
+  if (!subset || !*subset) return all;
+  if (std::string_view(subset) != "sanitizer") {
+    fail_usage("KILN_TEST_SUBSET: " + unknown_name_message("subset", subset, {"sanitizer"}));
+  }
+  return sanitizer_subset(all);
+}
+
 }  // namespace
 }  // namespace kiln
 
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
-  for (const kiln::ImplCase& c : kiln::test_cases(kiln::ops_of_this_program())) {
-    ::testing::RegisterTest(c.pass->row_prefix().c_str(), c.name().c_str(), nullptr, nullptr, __FILE__, __LINE__,
-                            [c]() -> kiln::OpCase* { return new kiln::OpCase(c); });
+  for (const kiln::ImplCase& c : kiln::cases_of_this_run()) {
+    ::testing::RegisterTest(c.pass->row_prefix().c_str(), c.name().c_str(), nullptr, nullptr, __FILE__,
+                            __LINE__, [c]() -> kiln::OpCase* { return new kiln::OpCase(c); });
   }
   return RUN_ALL_TESTS();
 }

@@ -26,11 +26,13 @@ TensorSpec channel(const BatchnormProblem& p, const char* name, Role role = Role
           .terms = static_cast<double>(p.per_channel())};
 }
 
-// dx is rstd times a difference of gradients; few values a channel may lie close together, and rstd reaches
-// 1/sqrt(eps).
+// dx is rstd times a difference of gradients. Few values a channel may lie close together, and rstd reaches
+// 1/sqrt(eps). Of two values the difference is 0 but for eps: the terms are 1/(eps * rstd^2) times what
+// remains.
 TensorSpec input_gradient(const BatchnormProblem& p) {
   TensorSpec spec = image(p, "dx", Role::kOut);
-  spec.magnitude = p.per_channel() < 16 ? 1.0 / std::sqrt(p.eps) : 4.0;
+  const long long m = p.per_channel();
+  spec.magnitude = m >= 16 ? 4.0 : m == 2 ? 1.0 / p.eps : 1.0 / std::sqrt(p.eps);
   return spec;
 }
 

@@ -1,8 +1,9 @@
 // conv2d fwd, dgrad and wgrad by cuDNN's graph API: the peer of kiln's kernels.
 //
-// One operation a graph, NHWC and KRSC strides, fp32 compute type. The engine comes from cuDNN's heuristics;
-// the config says which (conv2d_cudnn.h). wgrad of bf16 writes an fp32 filter gradient, or a bf16 one in the
-// workspace that a second cuDNN graph widens. Deterministic or not as the engine is (CudnnPlanInfo::notes).
+// NHWC and KRSC strides, fp32 compute type. The engine comes from cuDNN's heuristics; the config says which
+// (conv2d_cudnn.h). wgrad of bf16 writes an fp32 filter gradient by cuDNN's fusion engines, or a bf16 one in
+// the workspace that a second launch widens (docs/peers.md). Deterministic or not as the engine is
+// (CudnnPlanInfo::notes).
 #include "kernels/conv2d/conv2d_cudnn.h"
 
 #include <algorithm>
@@ -68,7 +69,7 @@ Plan<typename Pass::Args> as_plan(std::shared_ptr<const CudnnConvPlan> plan) {
 
 // Tries every plan once; visit(k, plan, microseconds) for those that run.
 template <class Pass, class Visit>
-void try_all(const CudnnConv& conv, const Conv2dProblem& p, Visit visit) {
+void try_all(CudnnConv& conv, const Conv2dProblem& p, Visit visit) {
   const TrialStream stream;
   const TrialArgs<Pass> scratch(p, stream);
   for (size_t k = 0; k < conv.size(); ++k) {
@@ -87,7 +88,7 @@ void try_all(const CudnnConv& conv, const Conv2dProblem& p, Visit visit) {
 }
 
 template <class Pass>
-std::shared_ptr<const CudnnConvPlan> best_plan(const CudnnConv& conv, const Conv2dProblem& p) {
+std::shared_ptr<const CudnnConvPlan> best_plan(CudnnConv& conv, const Conv2dProblem& p) {
   std::shared_ptr<const CudnnConvPlan> best;
   bool best_exact = false;
   double best_us = std::numeric_limits<double>::infinity();
@@ -120,7 +121,7 @@ size_t plan_index(const Conv2dProblem& p, std::string_view config, size_t plans)
 
 template <class Pass>
 Plan<typename Pass::Args> plan(const Conv2dProblem& p, const Device&, std::string_view config) {
-  const CudnnConv conv(Traits<Pass>::kPass, p);
+  CudnnConv conv(Traits<Pass>::kPass, p);
   std::shared_ptr<const CudnnConvPlan> found;
   if (config.empty() || config == "default") {
     for (size_t k = 0; k < conv.size() && !found; ++k) found = conv.make(k);
@@ -145,7 +146,7 @@ void require_supported(const Conv2dProblem& p, const Device& device) {
 template <class Pass>
 std::vector<CudnnPlanInfo> list_plans(const Conv2dProblem& p, const Device& device) {
   require_supported<Pass>(p, device);
-  const CudnnConv conv(Traits<Pass>::kPass, p);
+  CudnnConv conv(Traits<Pass>::kPass, p);
   std::vector<CudnnPlanInfo> plans;
   for (size_t k = 0; k < conv.size(); ++k) {
     const std::shared_ptr<const CudnnConvPlan> made = conv.make(k);
@@ -159,7 +160,7 @@ std::vector<CudnnPlanInfo> list_plans(const Conv2dProblem& p, const Device& devi
 template <class Pass>
 std::vector<CudnnPlanInfo> rank_plans(const Conv2dProblem& p, const Device& device) {
   require_supported<Pass>(p, device);
-  const CudnnConv conv(Traits<Pass>::kPass, p);
+  CudnnConv conv(Traits<Pass>::kPass, p);
   std::vector<CudnnPlanInfo> plans;
   try_all<Pass>(conv, p, [&](size_t k, const std::shared_ptr<const CudnnConvPlan>& made, double us) {
     plans.push_back(conv.info(k));

@@ -89,8 +89,8 @@ CudnnDescriptor convolution_operation(CudnnConvPass pass, const Conv2dProblem& p
       .finalize();
 }
 
-// The filter kW = float(inner).
-CudnnDescriptor widen_operation(const Conv2dProblem& p, const CudnnDescriptor& inner) {
+// wide = float(inner), tensors of one shape.
+CudnnDescriptor widen_operation(const CudnnDescriptor& inner, const CudnnDescriptor& wide) {
   const cudnnPointwiseMode_t mode = CUDNN_POINTWISE_IDENTITY;
   const CudnnDescriptor identity =
       CudnnDescriptor(CUDNN_BACKEND_POINTWISE_DESCRIPTOR)
@@ -100,7 +100,7 @@ CudnnDescriptor widen_operation(const Conv2dProblem& p, const CudnnDescriptor& i
   return CudnnDescriptor(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)
       .set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, identity)
       .set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, inner)
-      .set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, filter(kW, CUDNN_DATA_FLOAT, p))
+      .set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, wide)
       .finalize();
 }
 
@@ -111,7 +111,7 @@ std::vector<CudnnDescriptor> pass_operations(CudnnConvPass pass, const Conv2dPro
     return {convolution_operation(pass, p, filter(kW, cudnn_type(p.dtype), p))};
   }
   const CudnnDescriptor inner = filter(kInner, CUDNN_DATA_FLOAT, p, true);
-  return {convolution_operation(pass, p, inner), widen_operation(p, inner)};
+  return {convolution_operation(pass, p, inner), widen_operation(inner, filter(kW, CUDNN_DATA_FLOAT, p))};
 }
 
 // Engines that do not compute what the problem's dtype promises are no peers: fp32 is FMA arithmetic on fp32
@@ -150,6 +150,15 @@ std::optional<CudnnGraph> try_graph(const std::shared_ptr<CudnnHandle>& handle, 
   } catch (const Error&) {
     return std::nullopt;
   }
+}
+
+// The first execution of the widening graph that cuDNN makes.
+std::optional<CudnnExecution> make_widen(const CudnnGraph& graph) {
+  for (const CudnnEngine& engine : graph.engines()) {
+    std::optional<CudnnExecution> execution = try_execution(graph, engine);
+    if (execution && execution->workspace_bytes() <= CudnnConv::kMaxWorkspace) return execution;
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -198,12 +207,13 @@ void CudnnConv::list_through_bf16(const Conv2dProblem& problem) {
     const CudnnDescriptor inner = filter(kInner, CUDNN_DATA_BFLOAT16, problem);
     return std::vector{convolution_operation(CudnnConvPass::kWgrad, problem, inner)};
   });
-  widen_graph_ = try_graph(handle_, [&] {
-    return std::vector{widen_operation(problem, filter(kInner, CUDNN_DATA_BFLOAT16, problem))};
-  });
-  if (!bf16_graph_ || !widen_graph_) return;
-  widen_engines_ = widen_graph_->engines();
-  list(*bf16_graph_, true);
+  widen_graph_ =
+      try_graph(handle_, [&] {  // as one long row: cuDNN refuses the smallest filters in their own shape
+        const auto elements = static_cast<int64_t>(filter_elements_);
+        return std::vector{widen_operation(tensor(kInner, CUDNN_DATA_BFLOAT16, 1, 1, 1, elements),
+                                           tensor(kW, CUDNN_DATA_FLOAT, 1, 1, 1, elements))};
+      });
+  if (bf16_graph_ && widen_graph_) list(*bf16_graph_, true);
 }
 
 void CudnnConv::list(const CudnnGraph& graph, bool through_bf16) {
@@ -217,7 +227,7 @@ void CudnnConv::list(const CudnnGraph& graph, bool through_bf16) {
 CudnnPlanInfo CudnnConv::info(size_t k) const {
   const Entry& entry = entries_.at(k);
   std::string notes = entry.engine.notes_text();
-  if (entry.through_bf16) notes += (notes.empty() ? "" : " ") + std::string("dw_through_bf16");
+  if (entry.through_bf16) notes += notes.empty() ? "dw_through_bf16" : " dw_through_bf16";
   return {.config = "plan" + std::to_string(k),
           .engine = entry.engine.tag,
           .notes = std::move(notes),
@@ -225,18 +235,15 @@ CudnnPlanInfo CudnnConv::info(size_t k) const {
           .us = std::numeric_limits<double>::quiet_NaN()};
 }
 
-std::shared_ptr<const CudnnConvPlan> CudnnConv::make(size_t k) const {
+std::shared_ptr<const CudnnConvPlan> CudnnConv::make(size_t k) {
   const Entry& entry = entries_.at(k);
   std::optional<CudnnExecution> convolution =
       try_execution(entry.through_bf16 ? *bf16_graph_ : *graph_, entry.engine);
   if (!convolution || convolution->workspace_bytes() > kMaxWorkspace) return nullptr;
   if (!entry.through_bf16) return std::make_shared<CudnnConvPlan>(std::move(*convolution), std::nullopt, 0);
-  for (const CudnnEngine& engine : widen_engines_) {
-    std::optional<CudnnExecution> widen = try_execution(*widen_graph_, engine);
-    if (!widen || widen->workspace_bytes() > kMaxWorkspace) continue;
-    return std::make_shared<CudnnConvPlan>(std::move(*convolution), std::move(widen), 2 * filter_elements_);
-  }
-  return nullptr;
+  if (!widen_) widen_ = make_widen(*widen_graph_);
+  if (!widen_) return nullptr;
+  return std::make_shared<CudnnConvPlan>(std::move(*convolution), widen_, 2 * filter_elements_);
 }
 
 }  // namespace kiln

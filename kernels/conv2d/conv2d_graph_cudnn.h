@@ -44,7 +44,7 @@ class CudnnConv {
   // config, engine, notes and exact of the k-th plan; the rest is not known before it is made.
   CudnnPlanInfo info(size_t k) const;
   // Null where cuDNN does not make the plan, or only with more than kMaxWorkspace.
-  std::shared_ptr<const CudnnConvPlan> make(size_t k) const;
+  std::shared_ptr<const CudnnConvPlan> make(size_t k);
 
   static constexpr size_t kMaxWorkspace = size_t{1} << 30;  // bytes
 
@@ -61,7 +61,7 @@ class CudnnConv {
   size_t filter_elements_;  // K*R*S*C
   std::shared_ptr<CudnnHandle> handle_;
   std::optional<CudnnGraph> graph_, bf16_graph_, widen_graph_;
-  std::vector<CudnnEngine> widen_engines_;
+  std::optional<CudnnExecution> widen_;  // made when first needed: cuDNN compiles it, which is slow
   std::vector<Entry> entries_;
 };
 

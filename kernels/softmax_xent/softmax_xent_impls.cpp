@@ -18,8 +18,7 @@ KILN_TABLES(SoftmaxXentFwdBwd,
             (softmax_xent_fwd_bwd_thread_row,
              softmax_xent_fwd_bwd_warp_row,
              softmax_xent_fwd_bwd_block_row,
-             softmax_xent_fwd_bwd_naive
-             KILN_CUDNN(softmax_xent_fwd_bwd_cudnn)))
+             softmax_xent_fwd_bwd_naive))
 // clang-format on
 
 }  // namespace kiln

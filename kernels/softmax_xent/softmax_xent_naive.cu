@@ -12,16 +12,16 @@
 namespace kiln {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 128;  // and 4 blocks a multiprocessor, which leaves the double exp enough registers
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void softmax_xent_naive_kernel(const T* __restrict__ x,  // [N,K]
-                                                                      const int* __restrict__ labels,  // [N]
-                                                                      float* __restrict__ row_loss,    // [N]
-                                                                      T* __restrict__ dx,  // [N,K] or null
-                                                                      double* __restrict__ rows_of,  // [N,2]
-                                                                      int rows, int classes,
-                                                                      double smoothing) {
+__global__ __launch_bounds__(kThreads,
+                             4) void softmax_xent_naive_kernel(const T* __restrict__ x,         // [N,K]
+                                                               const int* __restrict__ labels,  // [N]
+                                                               float* __restrict__ row_loss,    // [N]
+                                                               T* __restrict__ dx,            // [N,K] or null
+                                                               double* __restrict__ rows_of,  // [N,2]
+                                                               int rows, int classes, double smoothing) {
   for (long long n = blockIdx.x * kThreads + threadIdx.x; n < rows; n += gridDim.x * kThreads) {
     const T* row = x + n * classes;
     const int label = labels[n];
@@ -46,10 +46,11 @@ __global__ __launch_bounds__(kThreads) void softmax_xent_naive_kernel(const T* _
     rows_of[2 * n] = loss;
     rows_of[2 * n + 1] = best == label && !isnan(loss) ? 1.0 : 0.0;
     if (dx == nullptr) continue;
+    const double off_target = smoothing / classes, inverse = valid ? 1.0 / sum : nan;
     for (int k = 0; k < classes; ++k) {
-      const double target = smoothing / classes + (k == label ? 1.0 - smoothing : 0.0);
-      const double gradient = (exp(to_float(row[k]) - most) / sum - target) / rows;
-      dx[n * classes + k] = from_float<T>(static_cast<float>(valid ? gradient : nan));
+      const double target = off_target + (k == label ? 1.0 - smoothing : 0.0);
+      const double softmax = exp(to_float(row[k]) - most) * inverse;
+      dx[n * classes + k] = from_float<T>(static_cast<float>((softmax - target) / rows));
     }
   }
 }

@@ -186,7 +186,7 @@ std::shared_ptr<const Reference> judge(const Case& c) {
 
 HostTensors run(const Case& c, const HostTensors& inputs, unsigned char garbage) {
   return execute(*c.pass, c.pass->parse(c.problem, c.dtype), *c.device, c.impl, inputs,
-                 {.guard_bytes = kGuardBytes, .workspace_fill = garbage});
+                 {.guard_bytes = c.undefined ? 0 : kGuardBytes, .workspace_fill = garbage, .undefined = c.undefined});
 }
 
 Verdict compare_tensors(const Case& c, const std::vector<TensorSpec>& specs, const HostTensors& got,

@@ -23,6 +23,7 @@ struct Case {
   bool peer = false;
   uint64_t seed = 1;
   FillMode mode = FillMode::kExact;
+  bool undefined = false;  // no guard bytes, outputs and workspace not filled: for compute-sanitizer
 
   std::string row() const;     // "conv2d_fwd/n2_h7_w9_c17_k17_r3/bf16/smem_tile"
   std::string repeat() const;  // the commands that repeat it

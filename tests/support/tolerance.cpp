@@ -21,7 +21,8 @@ Tolerance tolerance_for(const TensorSpec& spec, DType compute, FillMode mode, bo
     return t;
   }
   // 1.01: the stored value is rounded from the implementation's, not from the judge's.
-  const double rounding = 1.01 * output_rounding(spec.dtype);
+  const bool through_bf16 = peer && compute == DType::kBF16;
+  const double rounding = 1.01 * output_rounding(through_bf16 ? DType::kBF16 : spec.dtype);
   if (spec.check == Check::kSum) {
     t.absolute = kFp32Rounding * (4 * spec.terms + 32) * spec.magnitude;
     t.relative = rounding;

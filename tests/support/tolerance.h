@@ -27,7 +27,8 @@ struct Tolerance {
   long long outliers = 0;   // elements that may break the bound: see tolerance_for
 };
 
-// peer: bounded where kiln's own sums must be exact (a vendor may use a transform).
+// peer: bounded where kiln's own sums must be exact (a vendor may use a transform), and in bf16 an fp32 output may have
+// passed through bf16 (cuDNN's filter gradients).
 // rms: of the judge's values. `outliers` is 4e-6 of the elements of kReal outputs, 0 below 250,000 elements: a
 // pre-activation within rounding of ReLU's kink makes a gradient jump, and large tensors hold some.
 Tolerance tolerance_for(const TensorSpec& spec, DType compute, FillMode mode, bool peer, double rms);

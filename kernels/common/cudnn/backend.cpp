@@ -55,7 +55,8 @@ std::string tag_of(const CudnnDescriptor& config, const CudnnDescriptor& engine)
     check_cudnn(cudnnBackendGetAttribute(raw[static_cast<size_t>(i)], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE,
                                          CUDNN_TYPE_INT64, 1, &one, &value),
                 "cuDNN knob value");
-    tag += "_k" + std::to_string(static_cast<int>(type)) + "=" + std::to_string(value);
+    tag.append("_k").append(std::to_string(static_cast<int>(type)));
+    tag.append("=").append(std::to_string(value));
   }
   return tag;
 }
@@ -167,7 +168,9 @@ bool CudnnEngine::has(cudnnBackendNumericalNote_t note) const {
 std::string CudnnEngine::notes_text() const {
   std::string text;
   for (const cudnnBackendNumericalNote_t note : notes) {
-    if (const char* name = name_of_note(note)) text += (text.empty() ? "" : " ") + std::string(name);
+    const char* const name = name_of_note(note);
+    if (name && !text.empty()) text += ' ';
+    if (name) text += name;
   }
   return text;
 }

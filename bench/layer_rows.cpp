@@ -1,0 +1,100 @@
+#include "bench/layer_rows.h"
+
+#include <algorithm>
+#include <regex>
+#include <set>
+
+#include "kernels/common/error.h"
+
+namespace kiln {
+namespace {
+
+constexpr double kCpuNaiveFlops = 1e9;  // cpu_naive has no row beyond
+
+// Without a GPU the vendor shapes are run at batch sizes that a CPU is asked for.
+std::vector<NamedProblem> problems_for(const LayerOptions& options, const Device& device) {
+  if (!options.problems.empty()) return options.problems;
+  std::vector<NamedProblem> list = suite_problems(options.suite);
+  if (device.is_cuda() || options.suite != Suite::kPeers) return list;
+  std::vector<NamedProblem> scaled;
+  for (const NamedProblem& p : list) {
+    for (const int n : {1, 32}) scaled.push_back({p.label, p.op, with_batch(p.text, n), p.passes});
+  }
+  return scaled;
+}
+
+// Peers, then the naive kernel, then the others best first.
+std::vector<std::pair<std::string, bool>> ordered_impls(const PassInfo& pass, const AnyProblem& problem,
+                                                        const Device& device, const std::regex& filter,
+                                                        const std::string& group) {
+  std::vector<std::pair<std::string, bool>> peers, naive, own;
+  for (const ImplInfo& impl : pass.impls(device.kind)) {
+    if (!pass.supports(problem, device, impl.name)) continue;
+    if (impl.peer) {
+      // Asking a peer for its choices takes seconds: not for rows that will be dropped.
+      if (!std::regex_search(group + "/" + impl.name + ":plan0", filter)) {
+        peers.emplace_back(impl.name, true);
+        continue;
+      }
+      for (const std::string& choice : peer_choices(pass, problem, device, impl.name)) peers.emplace_back(choice, true);
+    } else if (impl.name == "naive" || impl.name == "cpu_naive") {
+      if (device.is_cuda() || pass.flops(problem) < kCpuNaiveFlops) naive.emplace_back(impl.name, false);
+    } else {
+      own.emplace_back(impl.name, false);
+    }
+  }
+  peers.insert(peers.end(), naive.begin(), naive.end());
+  peers.insert(peers.end(), own.begin(), own.end());
+  return peers;
+}
+
+std::vector<std::pair<std::string, bool>> wished_impls(const PassInfo& pass, const std::vector<std::string>& wishes,
+                                                       DeviceKind kind) {
+  std::vector<std::pair<std::string, bool>> list;
+  for (const bool peer : {true, false}) {
+    for (const std::string& wish : wishes) {
+      for (const ImplInfo& impl : pass.impls(kind)) {
+        if (impl.name == wish.substr(0, wish.find(':')) && impl.peer == peer) list.emplace_back(wish, peer);
+      }
+    }
+  }
+  return list;
+}
+
+}  // namespace
+
+std::string LayerRow::group() const { return pass->row_prefix() + "/" + problem + "/" + name_of(dtype); }
+
+std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& device) {
+  std::vector<DType> dtypes = options.dtypes;
+  if (dtypes.empty()) dtypes.push_back(device.is_cuda() ? DType::kBF16 : DType::kF32);
+  const std::regex filter(options.filter.rfind('-', 0) == 0 || options.filter == "all" ? "." : options.filter);
+  const bool wishes = !options.impl.str().empty();
+  std::vector<LayerRow> rows;
+  std::set<std::string> seen;
+  for (const NamedProblem& named : problems_for(options, device)) {
+    for (const PassInfo& pass : all_passes()) {
+      if (pass.op != named.op || !named.has_pass(pass.pass)) continue;
+      for (const DType dtype : dtypes) {
+        AnyProblem problem;
+        try {
+          problem = pass.parse(named.text, dtype);
+        } catch (const Error&) {
+          if (!options.problems.empty()) throw;
+          continue;  // grad_norm has no bf16
+        }
+        LayerRow row{&pass, named.label, problem.text, dtype, "", false};
+        const auto impls = wishes ? wished_impls(pass, options.impl.alternatives(pass.op, pass.pass, device.kind), device.kind)
+                                  : ordered_impls(pass, problem, device, filter, row.group());
+        for (const auto& [impl, peer] : impls) {
+          row.impl = impl;
+          row.peer = peer;
+          if (seen.insert(row.name()).second) rows.push_back(row);
+        }
+      }
+    }
+  }
+  return rows;
+}
+
+}  // namespace kiln

@@ -1,0 +1,72 @@
+#include "kernels/common/tensor_map.h"
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "kernels/common/check.h"
+#include "kernels/common/error.h"
+
+namespace kiln {
+namespace {
+
+// The driver's function, found through the runtime so that nothing links against libcuda.
+template <class Function>
+Function* driver_function(const char* name) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  check_cuda(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found), name);
+  if (found != cudaDriverEntryPointSuccess || function == nullptr) {
+    fail_failure(std::string(name) + ": the driver does not have it");
+  }
+  return reinterpret_cast<Function*>(function);
+}
+
+void check_encoded(CUresult status, const char* name) {
+  if (status != CUDA_SUCCESS) {
+    fail_failure(std::string(name) + " refused the tensor map (CUresult " + std::to_string(status) + ")");
+  }
+}
+
+CUtensorMapSwizzle swizzle_of(uint32_t inner_elements) {
+  return inner_elements == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+}
+
+constexpr uint64_t kElementBytes = 2;
+
+}  // namespace
+
+CUtensorMap make_tiled_map(const TiledMap& map) {
+  static const auto encode = driver_function<decltype(cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
+  const cuuint64_t strides[2] = {map.strides[0] * kElementBytes, map.strides[1] * kElementBytes};
+  const cuuint64_t sizes[3] = {map.sizes[0], map.sizes[1], map.sizes[2]};
+  const cuuint32_t box[3] = {map.box[0], map.box[1], map.box[2]};
+  const cuuint32_t steps[3] = {1, 1, 1};
+  CUtensorMap encoded;
+  check_encoded(encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(map.base), sizes,
+                       strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(map.box[0]),
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+                "cuTensorMapEncodeTiled");
+  return encoded;
+}
+
+CUtensorMap make_im2col_map(const Im2colMap& map) {
+  static const auto encode = driver_function<decltype(cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
+  const cuuint64_t pixel = map.channel_stride * kElementBytes;
+  const cuuint64_t strides[3] = {pixel, pixel * map.w, pixel * map.w * map.h};
+  const cuuint64_t sizes[4] = {static_cast<cuuint64_t>(map.c), static_cast<cuuint64_t>(map.w),
+                               static_cast<cuuint64_t>(map.h), static_cast<cuuint64_t>(map.n)};
+  const int lower[2] = {map.lower_w, map.lower_h};  // in the order of the sizes
+  const int upper[2] = {map.upper_w, map.upper_h};
+  const cuuint32_t steps[4] = {1, static_cast<cuuint32_t>(map.stride_w),
+                               static_cast<cuuint32_t>(map.stride_h), 1};
+  CUtensorMap encoded;
+  check_encoded(
+      encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(map.base), sizes, strides,
+             lower, upper, map.channels, map.pixels, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             swizzle_of(map.channels), CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+      "cuTensorMapEncodeIm2col");
+  return encoded;
+}
+
+}  // namespace kiln

@@ -1,0 +1,36 @@
+// Tensor maps: the descriptors by which TMA finds a tensor. They hold the address, so they are made where
+// buffers are bound. All tensors are bf16; sizes are given innermost first; a box's inner extent is one
+// swizzle span.
+#pragma once
+
+#include <cuda.h>
+
+#include <array>
+#include <cstdint>
+
+namespace kiln {
+
+// Inner extent of a box in elements: 32 (64-byte swizzle) or 64 (128-byte swizzle).
+struct TiledMap {
+  const void* base;               // 16-byte aligned
+  std::array<uint64_t, 3> sizes;  // elements
+  std::array<uint64_t, 2>
+      strides;                  // elements from one index of dimension 1 and 2 to the next, multiples of 8
+  std::array<uint32_t, 3> box;  // elements; box[0] is 32 or 64
+};
+CUtensorMap make_tiled_map(const TiledMap& map);
+
+// The gathered map of a convolution. Pixel (q, p) of the sweep stands at (lower_w + q*stride_w,
+// lower_h + p*stride_h) of the tensor, as long as that is at most (w - 1 + upper_w, h - 1 + upper_h).
+struct Im2colMap {
+  const void* base;      // [n][h][w][channel_stride], 16-byte aligned
+  int c, w, h, n;        // sizes; channels from c on read as zeros
+  int channel_stride;    // elements from one pixel to the next, a multiple of 8
+  int lower_w, lower_h;  // each corner within [-128, 127]
+  int upper_w, upper_h;
+  int stride_w, stride_h;  // 1 to 8
+  int channels, pixels;    // of one load: 32 or 64 channels, at most 256 pixels
+};
+CUtensorMap make_im2col_map(const Im2colMap& map);
+
+}  // namespace kiln

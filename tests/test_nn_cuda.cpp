@@ -1,0 +1,160 @@
+// The engine on the GPU against the engine on the CPU, step by step, and against itself.
+#include "tests/test_nn_support.h"
+
+namespace kiln {
+namespace {
+
+class NnCuda : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!cuda_available()) GTEST_SKIP() << "no GPU: " << cuda_unavailable_reason();
+  }
+};
+
+// Each step both backends start from the CPU's weights and running statistics. The CPU's relu masks and
+// max-pool positions are imposed on the GPU, so that no kink remains between them.
+void lock_step(const NetworkDescription& network, const ValueShape& input, int classes, int batch, int steps,
+               const char* cpu_impl, std::vector<std::string> fusions_off) {
+  const bool masks = !fusions_off.empty();
+  const StepProbe::Options options = {
+      .fusions_off = fusions_off, .momentum = 0.9f, .weight_decay = 5e-4f, .nesterov = true, .seed = 6};
+  StepProbe::Options cpu_options = options;
+  cpu_options.impl = ImplChoice(cpu_impl);
+  StepProbe cpu(network, input, classes, batch, cpu_device(), cpu_options);
+  StepProbe gpu(network, input, classes, batch, cuda_device(), options);
+  ASSERT_EQ(cpu.parameters(), gpu.parameters()) << "initial weights differ";
+  for (int step = 0; step < steps; ++step) {
+    SCOPED_TRACE("step " + std::to_string(step));
+    const std::vector<float> images = test::random_images(batch * input.elements(), 100 + step);
+    const std::vector<int32_t> labels = test::some_labels(batch, classes);
+    gpu.set_parameters(cpu.parameters());
+    for (StepProbe* probe : {&cpu, &gpu}) probe->forward(images, labels);
+    ASSERT_NEAR(gpu.loss(), cpu.loss(), 1e-5 * std::max(1.0, cpu.loss()));
+    if (masks) gpu.impose_kinks(cpu.kinks());
+    for (StepProbe* probe : {&cpu, &gpu}) probe->backward();
+    test::expect_close_gradients(gpu.gradients(), cpu.gradients(), 1e-4);
+    if (::testing::Test::HasFailure()) return;
+    for (StepProbe* probe : {&cpu, &gpu}) probe->update(0.01f);
+    for (const auto& [name, values] : cpu.parameters()) {
+      EXPECT_LE(test::distance(gpu.parameters().at(name), values), 1e-4 * (1e-2 + test::norm_of(values)))
+          << name;
+    }
+  }
+}
+
+TEST_F(NnCuda, LockStepOfSmallCnnWithTheCpu) {
+  lock_step(builtin_network("small_cnn"), {.h = 32, .w = 32, .c = 3}, 10, 16, 20, "*=cpu_fast", {"all"});
+}
+
+TEST_F(NnCuda, LockStepOfResnet18WithTheCpu) {
+  lock_step(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10, 4, 2, "*=cpu_fast", {"all"});
+}
+
+TEST_F(NnCuda, LockStepOfATinyNetworkWithTheJudge) {
+  lock_step(test::tiny_network(true), {.h = 8, .w = 8, .c = 3}, 4, 5, 20, "*=cpu_naive", {"all"});
+}
+
+TEST_F(NnCuda, LockStepOfASmoothFusedNetworkWithTheJudge) {
+  lock_step(test::tiny_network(false), {.h = 8, .w = 8, .c = 3}, 4, 5, 20, "*=cpu_naive", {});
+}
+
+TEST_F(NnCuda, FusedStepMatchesUnfusedStep) {
+  for (const DType precision : {DType::kF32, DType::kBF16}) {
+    const auto make = [&](std::vector<std::string> off) {
+      return StepProbe(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10, 8, cuda_device(),
+                       {.precision = precision, .fusions_off = std::move(off), .seed = 2});
+    };
+    StepProbe fused = make({}), unfused = make({"all"});
+    const std::vector<float> images = test::random_images(8 * 32 * 32 * 3, 1);
+    const std::vector<int32_t> labels = test::some_labels(8, 10);
+    for (StepProbe* probe : {&fused, &unfused}) {
+      probe->forward(images, labels);
+      probe->backward();
+    }
+    // Masks are not handed over here: a kink may fall to the other side.
+    const double bound = precision == DType::kF32 ? 1e-2 : 0.25;
+    EXPECT_NEAR(fused.loss(), unfused.loss(), precision == DType::kF32 ? 1e-4 : 5e-2);
+    test::expect_close_gradients(fused.gradients(), unfused.gradients(), bound);
+  }
+}
+
+struct Outcome {
+  std::vector<float> losses;
+  std::string weights;
+  EvalResult eval;
+};
+
+Outcome run_trainer(const Device& device, const TrainOptions& options, const DataPair& data) {
+  Outcome result;
+  Trainer trainer(test::tiny_network(true), data, device, options);
+  trainer.train([&](const DrainRecord& r) {
+    result.losses.insert(result.losses.end(), r.step_losses.begin(), r.step_losses.end());
+    return true;
+  });
+  result.eval = trainer.evaluate();
+  const std::string path = test::temp_path("w");
+  trainer.save_weights(path);
+  result.weights = test::file_bytes(path);
+  return result;
+}
+
+TrainOptions options_of(DType precision) {
+  TrainOptions o;
+  o.precision = precision;
+  o.batch = 32;
+  o.epochs = 8;
+  o.lr = 0.05f;
+  o.augment_pad = 0;
+  o.augment_flip = false;
+  o.drain_every = 7;
+  return o;
+}
+
+TEST_F(NnCuda, RecordedStepsGiveTheSameBitsAsLaunchedOnes) {
+  const DataPair data = test::tiny_data(250, 41);
+  for (const DType precision : {DType::kF32, DType::kBF16}) {
+    TrainOptions o = options_of(precision);
+    const Outcome recorded = run_trainer(cuda_device(), o, data), again = run_trainer(cuda_device(), o, data);
+    o.cuda_graph = false;
+    const Outcome launched = run_trainer(cuda_device(), o, data);
+    EXPECT_EQ(recorded.losses, again.losses) << name_of(precision);
+    EXPECT_EQ(recorded.weights, again.weights) << name_of(precision);
+    EXPECT_EQ(recorded.losses, launched.losses) << name_of(precision);
+    EXPECT_EQ(recorded.weights, launched.weights) << name_of(precision);
+  }
+}
+
+TEST_F(NnCuda, LearnsInEitherPrecision) {
+  const DataPair data = test::tiny_data(256, 101);
+  for (const DType precision : {DType::kF32, DType::kBF16}) {
+    const Outcome got = run_trainer(cuda_device(), options_of(precision), data);
+    EXPECT_GT(got.eval.accuracy, 0.9) << name_of(precision);
+    EXPECT_EQ(got.eval.images, 101);
+  }
+}
+
+TEST_F(NnCuda, FirstStepsLossIsTheCpus) {
+  const DataPair data = test::tiny_data(250, 41);
+  TrainOptions o = options_of(DType::kF32);
+  o.augment_pad = 2;
+  o.augment_flip = true;
+  o.augment_cutout = 3;
+  o.max_steps = 2;
+  const Outcome cpu = run_trainer(cpu_device(), o, data), gpu = run_trainer(cuda_device(), o, data);
+  EXPECT_NEAR(cpu.losses[0], gpu.losses[0], 1e-5);
+  EXPECT_NEAR(cpu.losses[1], gpu.losses[1], 1e-3);
+}
+
+TEST_F(NnCuda, WeightsMoveBetweenDevices) {
+  const DataPair data = test::tiny_data(64, 41);
+  Trainer gpu(test::tiny_network(true), data, cuda_device(), options_of(DType::kF32));
+  gpu.train({});
+  const std::string path = test::temp_path("w");
+  gpu.save_weights(path);
+  Trainer cpu(test::tiny_network(true), data, cpu_device(), options_of(DType::kF32));
+  cpu.load_weights(path);
+  EXPECT_NEAR(cpu.evaluate().loss, gpu.evaluate().loss, 1e-4);
+}
+
+}  // namespace
+}  // namespace kiln

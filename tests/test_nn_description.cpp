@@ -1,0 +1,211 @@
+// Descriptions: what is read, what is refused and how the refusal reads; shapes; parameters; lowering.
+#include "nn/layer_rules.h"
+#include "nn/lower.h"
+#include "nn/parameters.h"
+#include "tests/test_nn_support.h"
+
+namespace kiln {
+namespace {
+
+using test::expect_error;
+
+NetworkDescription with_layers(const std::string& layers) {
+  return parse_network(R"({"name": "net", "layers": [)" + layers + "]}");
+}
+
+ShapedNetwork shaped(const std::string& layers, ValueShape input = {.h = 8, .w = 8, .c = 3},
+                     int classes = 10) {
+  return infer_shapes(with_layers(layers), input, classes);
+}
+
+constexpr const char* kConv = R"({"id": "a", "type": "conv2d", "channels": 4, "kernel": 3, "padding": 1},)";
+constexpr const char* kHead =
+    R"({"id": "flat", "type": "flatten"}, {"id": "fc", "type": "linear", "features": 10})";
+
+TEST(NnDescription, BuiltinNetworksHaveTheirParameters) {
+  EXPECT_EQ(builtin_network_names(), (std::vector<std::string>{"resnet18", "small_cnn"}));
+  const std::map<std::string, long long> counts = {{"small_cnn", 307'946}, {"resnet18", 11'173'962}};
+  for (const auto& [name, count] : counts) {
+    const ShapedNetwork network = infer_shapes(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10);
+    EXPECT_EQ(ParameterLayout(network).parameter_count(), count) << name;
+  }
+  expect_error([] { builtin_network("resnet8"); }, {"resnet8", "did you mean 'resnet18'"});
+}
+
+TEST(NnDescription, JsonRoundTrip) {
+  for (const std::string& name : builtin_network_names()) {
+    const std::string text = network_to_json(builtin_network(name));
+    EXPECT_EQ(network_to_json(parse_network(text)), text);
+  }
+  const std::string text = network_to_json(test::tiny_network(true));
+  EXPECT_EQ(network_to_json(parse_network(text)), text);
+}
+
+TEST(NnDescription, RefusesWhatItDoesNotUnderstand) {
+  expect_error([] { parse_network("{"); }, {"not JSON"});
+  expect_error([] { parse_network("[]"); }, {"'name' and 'layers'"});
+  expect_error([] { parse_network(R"({"name": "n"})"); }, {"lacks 'layers'"});
+  expect_error([] { parse_network(R"({"name": "n", "layers": []})"); }, {"at least one layer"});
+  expect_error([] { parse_network(R"({"name": "n", "layer": []})"); },
+               {"unknown key 'layer'", "did you mean 'layers'"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "conv2"})"); },
+               {"layer 'a'", "unknown layer type 'conv2'", "did you mean 'conv2d'"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "conv2d", "chanels": 4, "kernel": 3})"); },
+               {"layer 'a' (conv2d)", "'chanels'", "did you mean 'channels'"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "conv2d", "channels": 4})"); },
+               {"layer 'a'", "lacks 'kernel'"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "conv2d", "channels": 0, "kernel": 3})"); },
+               {"layer 'a'", "'channels' is 0", "from 1"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "conv2d", "channels": 2.5, "kernel": 3})"); },
+               {"2.5"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "conv2d", "channels": 4, "kernel": [3, 3, 3]})"); },
+               {"'kernel'", "[height, width]"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "relu", "bias": true})"); }, {"unknown key 'bias'"});
+  expect_error([] { with_layers(R"({"type": "relu"})"); }, {"layer 0", "lacks 'id'"});
+}
+
+TEST(NnDescription, RefusesBrokenConnections) {
+  expect_error([] { with_layers(R"({"id": "a", "type": "relu", "inputs": "b"})"); },
+               {"layer 'a' (relu)", "unknown input 'b'", "layers before it"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "add"})"); },
+               {"layer 'a' (add)", "got 1 input", "needs 2"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "relu"}, {"id": "a", "type": "relu"})"); },
+               {"ids must differ"});
+  expect_error(
+      [] { with_layers(R"({"id": "a", "type": "relu"}, {"id": "b", "type": "relu", "inputs": "input"})"); },
+      {"layer 'a'", "nobody uses"});
+}
+
+TEST(NnDescription, ShapesThatDoNotFitNameTheLayer) {
+  expect_error(
+      [] { shaped(R"({"id": "a", "type": "conv2d", "channels": 4, "kernel": 9},)" + std::string(kHead)); },
+      {"layer 'a' (conv2d)", "got 8x8x3", "9x9"});
+  expect_error([] { shaped(R"({"id": "fc", "type": "linear", "features": 10})"); },
+               {"layer 'fc' (linear)", "got 8x8x3", "flatten"});
+  expect_error(
+      [] { shaped(kConv + std::string(R"({"id": "s", "type": "add", "inputs": ["a", "input"]},)") + kHead); },
+      {"layer 's' (add)", "8x8x4 and 8x8x3", "equal"});
+  expect_error([] { shaped(kConv + std::string(kHead), {.h = 8, .w = 8, .c = 3}, 7); },
+               {"layer 'fc'", "1x1x10", "1x1x7"});
+  expect_error(
+      [] {
+        shaped(R"({"id": "flat", "type": "flatten"}, {"id": "bn", "type": "batchnorm"},
+              {"id": "fc", "type": "linear", "features": 10})");
+      },
+      {"layer 'bn' (batchnorm)", "before the flatten"});
+}
+
+TEST(NnParameters, LinearBehindAFlattenIsPermutedToPyTorchsOrder) {
+  const ShapedNetwork network = shaped(kHead, {.h = 2, .w = 3, .c = 4});
+  const ParameterLayout layout(network);
+  const Parameter& weight = layout.parameter(1, true);
+  std::vector<float> torch(weight.count()), slab(weight.count()), back(weight.count());
+  for (size_t i = 0; i < torch.size(); ++i) torch[i] = static_cast<float>(i);
+  to_slab_order(weight, torch.data(), slab.data());
+  const int k = 5, h = 1, w = 2, c = 3;
+  EXPECT_EQ(slab[k * 24 + (h * 3 + w) * 4 + c], torch[k * 24 + (c * 2 + h) * 3 + w]);
+  to_torch_order(weight, slab.data(), back.data());
+  EXPECT_EQ(back, torch);
+}
+
+TEST(NnParameters, ConvFilterIsOihwOutsideAndKrscInside) {
+  const ShapedNetwork network =
+      shaped(R"({"id": "a", "type": "conv2d", "channels": 4, "kernel": [2, 3]},)" + std::string(kHead));
+  const ParameterLayout layout(network);
+  const Parameter& weight = layout.parameter(0, true);
+  EXPECT_EQ(weight.shape, (std::vector<int64_t>{4, 3, 2, 3}));
+  std::vector<float> torch(weight.count()), slab(weight.count());
+  for (size_t i = 0; i < torch.size(); ++i) torch[i] = static_cast<float>(i);
+  to_slab_order(weight, torch.data(), slab.data());
+  const int k = 3, c = 2, r = 1, s = 2;
+  EXPECT_EQ(slab[((k * 2 + r) * 3 + s) * 3 + c], torch[((k * 3 + c) * 2 + r) * 3 + s]);
+}
+
+TEST(NnParameters, SlabIsAlignedAndDecayedFirst) {
+  const ShapedNetwork network = infer_shapes(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10);
+  const ParameterLayout layout(network);
+  const std::vector<float> slab = layout.initial_parameters(7);
+  std::vector<char> covered(slab.size(), 0);
+  for (const Parameter& p : layout.parameters()) {
+    EXPECT_EQ(p.offset % 128, 0u) << p.name;
+    EXPECT_EQ(p.offset < layout.decayed_elements(), p.decayed()) << p.name;
+    for (long long i = 0; i < p.count(); ++i) {
+      ASSERT_EQ(covered[p.offset + i], 0) << p.name;
+      covered[p.offset + i] = 1;
+      if (p.bound > 0) {
+        ASSERT_LE(std::abs(slab[p.offset + i]), p.bound) << p.name;
+      }
+    }
+  }
+  for (size_t i = 0; i < slab.size(); ++i) {
+    if (!covered[i]) {
+      ASSERT_EQ(slab[i], 0.0f) << "padding at " << i;
+    }
+  }
+  EXPECT_EQ(slab, layout.initial_parameters(7));
+  EXPECT_NE(slab, layout.initial_parameters(8));
+}
+
+TEST(NnLower, FusionsAreDecidedBySwitch) {
+  const ShapedNetwork network = infer_shapes(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10);
+  const ParameterLayout layout(network);
+  const auto count = [&](const std::vector<std::string>& off, const std::string& part) {
+    LowerOptions options = {.batch = 2, .fusions = Fusions::without(off)};
+    int found = 0;
+    for (const std::string& line : lower(network, layout, cpu_device(), options).lines()) {
+      found += line.find(part) != std::string::npos;
+    }
+    return found;
+  };
+  EXPECT_EQ(count({}, "relu.fwd"), 8);  // those behind an add
+  EXPECT_EQ(count({"bn_relu"}, "relu.fwd"), 17);
+  EXPECT_EQ(count({}, "_acc"), 8);  // one a residual join
+  EXPECT_EQ(count({"dgrad_acc"}, "_acc"), 0);
+  EXPECT_EQ(count({}, "add.bwd"), 0);
+  EXPECT_EQ(count({"add_grad_alias"}, "add.bwd"), 8);
+  EXPECT_EQ(count({}, "add.fwd"), 8);
+  EXPECT_EQ(count({"dgrad_acc"}, "add.fwd"), 16);
+  EXPECT_EQ(count({}, "conv2d.dgrad"), 19);  // all but the first
+  expect_error([] { Fusions::without({"bn_rely"}); }, {"bn_rely", "did you mean 'bn_relu'"});
+}
+
+TEST(NnLower, BuffersThatLiveTogetherDoNotOverlap) {
+  const ShapedNetwork network = infer_shapes(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10);
+  const ParameterLayout layout(network);
+  for (const std::vector<std::string>& off : {std::vector<std::string>{}, {"all"}}) {
+    StepList list = lower(network, layout, cpu_device(), {.batch = 3, .fusions = Fusions::without(off)});
+    StepList apart = list;
+    const size_t bytes = plan_arena(&list, false);
+    EXPECT_LT(bytes, 0.8 * static_cast<double>(plan_arena(&apart, true)));
+    const int steps = static_cast<int>(list.steps.size());
+    std::vector<std::pair<int, int>> life(list.buffers.size(), {steps, -1});
+    for (int s = 0; s < steps; ++s) {
+      for (int b : list.steps[s].buffers) {
+        if (b != kNoBuffer) life[b] = {std::min(life[b].first, s), s};
+      }
+    }
+    for (size_t a = 0; a < list.buffers.size(); ++a) {
+      const Buffer& x = list.buffers[a];
+      if (x.home != Home::kArena || life[a].second < 0) continue;
+      EXPECT_EQ(x.offset % 256, 0u);
+      EXPECT_LE(x.offset + x.bytes, bytes);
+      for (size_t b = a + 1; b < list.buffers.size(); ++b) {
+        const Buffer& y = list.buffers[b];
+        if (y.home != Home::kArena || life[b].second < life[a].first || life[a].second < life[b].first)
+          continue;
+        EXPECT_TRUE(x.offset + x.bytes <= y.offset || y.offset + y.bytes <= x.offset)
+            << x.name << " and " << y.name;
+      }
+    }
+  }
+}
+
+TEST(NnLower, AWishThatIsNotSupportedNamesTheLayer) {
+  const ShapedNetwork network = infer_shapes(builtin_network("small_cnn"), {.h = 32, .w = 32, .c = 3}, 10);
+  const ParameterLayout layout(network);
+  expect_error([&] { lower(network, layout, cpu_device(), {.batch = 2, .dtype = DType::kBF16}); },
+               {"small_cnn", "layer"});
+}
+
+}  // namespace
+}  // namespace kiln
