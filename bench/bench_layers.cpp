@@ -29,7 +29,8 @@ std::string commit() {
   if (const char* set = std::getenv("KILN_COMMIT")) return set;
   const std::string git = "git -C '" KILN_SOURCE_DIR "' ";
   const std::string head = first_line(git + "rev-parse HEAD 2>/dev/null");
-  const bool dirty = !head.empty() && !first_line(git + "status --porcelain --untracked-files=no 2>/dev/null").empty();
+  const bool dirty =
+      !head.empty() && !first_line(git + "status --porcelain --untracked-files=no 2>/dev/null").empty();
   return head + (dirty ? "-dirty" : "");
 }
 
@@ -105,7 +106,8 @@ int run(int argc, char** argv) {
   add_context(device, ceilings);
   LayerBench bench(device, ceilings);
   for (const LayerRow& row : rows) {
-    benchmark::RegisterBenchmark(row.name().c_str(), [&](benchmark::State& state) { run_row(state, bench, row); })
+    benchmark::RegisterBenchmark(row.name().c_str(),
+                                 [&](benchmark::State& state) { run_row(state, bench, row); })
         ->Iterations(1)
         ->UseManualTime()
         ->Unit(benchmark::kMicrosecond);

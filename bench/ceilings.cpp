@@ -26,7 +26,8 @@ constexpr size_t kProbeBytes = size_t{1} << 29;  // far beyond any L2
 constexpr int kMatmul = 6144;  // below the size where the power limit bites
 #endif
 
-// bf16 multiply-add FLOPs a clock and multiprocessor, dense, fp32 accumulation (NVIDIA's architecture papers).
+// bf16 multiply-add FLOPs a clock and multiprocessor, dense, fp32 accumulation (NVIDIA's architecture
+// papers).
 double bf16_flops_per_clock(int sm) {
   switch (sm) {
     case 80:
@@ -57,13 +58,15 @@ double probe_matmul(const OwnedStream& stream) {
   bool good = true;
   const Bound multiply([&](Stream) {
     const float one = 1, zero = 0;
-    good = good && cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kMatmul, kMatmul, kMatmul, &one, a.data(), CUDA_R_16BF,
-                                kMatmul, b.data(), CUDA_R_16BF, kMatmul, &zero, c.data(), CUDA_R_16BF, kMatmul,
-                                CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS;
+    good = good &&
+           cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kMatmul, kMatmul, kMatmul, &one, a.data(),
+                        CUDA_R_16BF, kMatmul, b.data(), CUDA_R_16BF, kMatmul, &zero, c.data(), CUDA_R_16BF,
+                        kMatmul, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS;
   });
   multiply.launch(stream.get());
   stream.synchronize();
-  const double seconds = time_launches({&multiply, 1}, DeviceKind::kCuda, stream.get(), kProbeSeconds).seconds;
+  const double seconds =
+      time_launches({&multiply, 1}, DeviceKind::kCuda, stream.get(), kProbeSeconds).seconds;
   cublasDestroy(handle);
   return good ? 2.0 * kMatmul * kMatmul * kMatmul / seconds * 1e-12 : Ceilings::kVoid;
 }
@@ -72,10 +75,10 @@ double probe_matmul(const OwnedStream& stream) {
 }  // namespace
 
 double Ceilings::mixed_rate(double written_share) const {
-  // Nanoseconds a byte at shares 0, 0.5 and 1, and straight lines between them.
+  // Seconds a gigabyte at shares 0, 0.5 and 1, and straight lines between them.
   const double read = 1 / read_gbps, copy = 1 / copy_gbps, write = 1 / write_gbps;
   const double at = 2 * std::clamp(written_share, 0.0, 1.0);
-  return 1e9 / (at < 1 ? read + at * (copy - read) : copy + (at - 1) * (write - copy));
+  return 1 / (at < 1 ? read + at * (copy - read) : copy + (at - 1) * (write - copy));
 }
 
 double Ceilings::specified_arithmetic_rate(const Device& device, DType dtype) const {
@@ -114,9 +117,11 @@ Ceilings measure_ceilings(const Device& device) {
     return bytes / time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), kProbeSeconds).seconds * 1e-9;
   };
   const int blocks = device.multiprocessors * 16;
-  ceilings.read_gbps = gbps(kProbeBytes, [&](Stream s) { probe_read(a.data(), b.data(), kProbeBytes, blocks, s); });
+  ceilings.read_gbps =
+      gbps(kProbeBytes, [&](Stream s) { probe_read(a.data(), b.data(), kProbeBytes, blocks, s); });
   ceilings.write_gbps = gbps(kProbeBytes, [&](Stream s) { probe_write(b.data(), kProbeBytes, s); });
-  ceilings.copy_gbps = gbps(2.0 * kProbeBytes, [&](Stream s) { probe_copy(a.data(), b.data(), kProbeBytes, s); });
+  ceilings.copy_gbps =
+      gbps(2.0 * kProbeBytes, [&](Stream s) { probe_copy(a.data(), b.data(), kProbeBytes, s); });
 #ifdef KILN_WITH_CUBLAS
   ceilings.matmul_bf16_tflops = probe_matmul(stream);
 #endif

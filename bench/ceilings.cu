@@ -1,8 +1,9 @@
 // Bandwidth probes: y[i] = x[i], y[i] = 0, and sum x[i], 16 bytes a thread and access.
 //
-// Copy and write: a block owns 16 KiB, a thread four 16-byte vectors, 4 KiB apart, so that four accesses are in flight and
-// every warp access is one line of 512 contiguous bytes. Read: blocks step through x with the grid's stride, eight
-// loads in flight a thread. No shared memory. Sizes are multiples of what a block owns (ceiling_kernels.h).
+// Copy and write: a block owns 16 KiB, a thread four 16-byte vectors, 4 KiB apart, so that four accesses are
+// in flight and every warp access is one line of 512 contiguous bytes. Read: blocks step through x with the
+// grid's stride, eight loads in flight a thread. No shared memory. Sizes are multiples of what a block owns
+// (ceiling_kernels.h).
 #include "bench/ceiling_kernels.h"
 #include "kernels/common/check.h"
 
@@ -34,7 +35,8 @@ __global__ __launch_bounds__(kThreads) void probe_read_kernel(const uint4* __res
                                                               size_t vectors) {
   const size_t stride = static_cast<size_t>(gridDim.x) * kThreads * kReadVectors;
   unsigned sum = 0;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * kThreads * kReadVectors + threadIdx.x; i < vectors; i += stride) {
+  for (size_t i = static_cast<size_t>(blockIdx.x) * kThreads * kReadVectors + threadIdx.x; i < vectors;
+       i += stride) {
     uint4 v[kReadVectors];
 #pragma unroll
     for (int j = 0; j < kReadVectors; ++j) v[j] = __ldcs(x + i + j * kThreads);
@@ -49,8 +51,8 @@ unsigned blocks_for(size_t bytes) { return static_cast<unsigned>(bytes / (16 * k
 }  // namespace
 
 void probe_read(const void* x, void* sink, size_t bytes, int blocks, Stream stream) {
-  probe_read_kernel<<<blocks, kThreads, 0, cuda_stream(stream)>>>(static_cast<const uint4*>(x), static_cast<uint4*>(sink),
-                                                                  bytes / 16);
+  probe_read_kernel<<<blocks, kThreads, 0, cuda_stream(stream)>>>(static_cast<const uint4*>(x),
+                                                                  static_cast<uint4*>(sink), bytes / 16);
   check_launch("probe_read_kernel");
 }
 

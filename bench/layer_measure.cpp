@@ -123,7 +123,8 @@ LayerCounters LayerBench::measure(const LayerRow& row) {
   const Verdict verdict = compare(c, sets.first().download(), reference->outputs);
   if (!verdict.ok) fail_failure(verdict.message);
 
-  for (size_t i = 1; i < std::min<size_t>(sets.bounds().size(), 3); ++i) sets.bounds()[i].launch(stream.get());
+  for (size_t i = 1; i < std::min<size_t>(sets.bounds().size(), 3); ++i)
+    sets.bounds()[i].launch(stream.get());
   stream.synchronize();
   LayerCounters counters;
   const Timing cold = time_launches(sets.bounds(), device_.kind, stream.get(), kColdSeconds);

@@ -8,16 +8,21 @@
 namespace kiln {
 
 const char* const kLayerHelp =
-    "bench_layers: the time of single passes, next to the vendor's, the naive kernel's and the hardware's limit.\n"
+    "bench_layers: the time of single passes, next to the vendor's, the naive kernel's and the hardware's "
+    "limit.\n"
     "\n"
-    "A row <op>_<pass>/<problem>/<dtype>/<implementation> appears only if that implementation's output on those\n"
-    "buffers agrees with the reference. Bare: suite peers on the GPU, or without one on the CPU at batch 1 and 32.\n"
+    "A row <op>_<pass>/<problem>/<dtype>/<implementation> appears only if that implementation's output on "
+    "those\n"
+    "buffers agrees with the reference. Bare: suite peers on the GPU, or without one on the CPU at batch 1 "
+    "and 32.\n"
     "\n"
-    "  --suite=peers|nets|test    peers: shapes compared with vendor libraries; nets: all layers of small_cnn and\n"
+    "  --suite=peers|nets|test    peers: shapes compared with vendor libraries; nets: all layers of "
+    "small_cnn and\n"
     "                             resnet18 at batch 512; test: the small problems of the tests\n"
     "  --device=cuda|cpu\n"
     "  --dtype=bf16,fp32,tf32     default: bf16 on the GPU, fp32 on the CPU\n"
-    "  --problem=P[,P...]|@FILE   these instead of a suite: conv2d.fwd:n512_h32_w32_c64_k64_r3 for one pass,\n"
+    "  --problem=P[,P...]|@FILE   these instead of a suite: conv2d.fwd:n512_h32_w32_c64_k64_r3 for one "
+    "pass,\n"
     "                             conv2d:... for all of them; FILE has one a line\n"
     "  --impl=CHOICE              rows of these implementations only: conv2d.fwd=naive|cudnn,relu.*=naive\n"
     "\n";
@@ -37,12 +42,14 @@ std::vector<std::string> split(const std::string& text) {
 NamedProblem explicit_problem(const std::string& text) {
   const size_t colon = text.find(':');
   if (colon == std::string::npos) {
-    fail_usage("--problem '" + text + "': expected <op>:<problem> or <op>.<pass>:<problem>, for example "
+    fail_usage("--problem '" + text +
+               "': expected <op>:<problem> or <op>.<pass>:<problem>, for example "
                "conv2d.fwd:n512_h32_w32_c64_k64_r3");
   }
   const std::string id = text.substr(0, colon);
   const size_t dot = id.find('.');
-  NamedProblem p{"", id.substr(0, dot), text.substr(colon + 1), dot == std::string::npos ? "" : id.substr(dot + 1)};
+  NamedProblem p{"", id.substr(0, dot), text.substr(colon + 1),
+                 dot == std::string::npos ? "" : id.substr(dot + 1)};
   std::vector<std::string> ids;
   bool known = false;
   for (const PassInfo& pass : all_passes()) {

@@ -1,6 +1,7 @@
 #include "bench/layer_rows.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <regex>
 #include <set>
 
@@ -36,7 +37,8 @@ std::vector<std::pair<std::string, bool>> ordered_impls(const PassInfo& pass, co
         peers.emplace_back(impl.name, true);
         continue;
       }
-      for (const std::string& choice : peer_choices(pass, problem, device, impl.name)) peers.emplace_back(choice, true);
+      for (const std::string& choice : peer_choices(pass, problem, device, impl.name))
+        peers.emplace_back(choice, true);
     } else if (impl.name == "naive" || impl.name == "cpu_naive") {
       if (device.is_cuda() || pass.flops(problem) < kCpuNaiveFlops) naive.emplace_back(impl.name, false);
     } else {
@@ -48,13 +50,21 @@ std::vector<std::pair<std::string, bool>> ordered_impls(const PassInfo& pass, co
   return peers;
 }
 
-std::vector<std::pair<std::string, bool>> wished_impls(const PassInfo& pass, const std::vector<std::string>& wishes,
-                                                       DeviceKind kind) {
+std::vector<std::pair<std::string, bool>> wished_impls(const PassInfo& pass, const AnyProblem& problem,
+                                                       const std::vector<std::string>& wishes,
+                                                       const Device& device) {
   std::vector<std::pair<std::string, bool>> list;
   for (const bool peer : {true, false}) {
     for (const std::string& wish : wishes) {
-      for (const ImplInfo& impl : pass.impls(kind)) {
-        if (impl.name == wish.substr(0, wish.find(':')) && impl.peer == peer) list.emplace_back(wish, peer);
+      for (const ImplInfo& impl : pass.impls(device.kind)) {
+        if (impl.name != wish.substr(0, wish.find(':')) || impl.peer != peer) continue;
+        const Support support = pass.supports(problem, device, impl.name);
+        if (support) {
+          list.emplace_back(wish, peer);
+        } else {
+          std::fprintf(stderr, "no row for %s %s %s: %s\n", pass.id().c_str(), problem.text.c_str(),
+                       wish.c_str(), support.rule());
+        }
       }
     }
   }
@@ -68,7 +78,8 @@ std::string LayerRow::group() const { return pass->row_prefix() + "/" + problem 
 std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& device) {
   std::vector<DType> dtypes = options.dtypes;
   if (dtypes.empty()) dtypes.push_back(device.is_cuda() ? DType::kBF16 : DType::kF32);
-  const std::regex filter(options.filter.rfind('-', 0) == 0 || options.filter == "all" ? "." : options.filter);
+  const std::regex filter(options.filter.rfind('-', 0) == 0 || options.filter == "all" ? "."
+                                                                                       : options.filter);
   const bool wishes = !options.impl.str().empty();
   std::vector<LayerRow> rows;
   std::set<std::string> seen;
@@ -84,8 +95,10 @@ std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& devi
           continue;  // grad_norm has no bf16
         }
         LayerRow row{&pass, named.label, problem.text, dtype, "", false};
-        const auto impls = wishes ? wished_impls(pass, options.impl.alternatives(pass.op, pass.pass, device.kind), device.kind)
-                                  : ordered_impls(pass, problem, device, filter, row.group());
+        const auto impls =
+            wishes ? wished_impls(pass, problem, options.impl.alternatives(pass.op, pass.pass, device.kind),
+                                  device)
+                   : ordered_impls(pass, problem, device, filter, row.group());
         for (const auto& [impl, peer] : impls) {
           row.impl = impl;
           row.peer = peer;

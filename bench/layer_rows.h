@@ -20,17 +20,19 @@ struct LayerRow {
   std::string name() const { return group() + "/" + impl; }
 };
 
-// Rows in the order to run them: of each problem the peers and the naive kernel first, since ratios refer to them.
+// Rows in the order to run them: of each problem the peers and the naive kernel first, since ratios refer to
+// them.
 std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& device);
 
-// The peer's ways that are worth a row: its default, and where it has a choice the best three, which takes trying all.
+// The peer's ways that are worth a row: its default, and where it has a choice the best three, which takes
+// trying all.
 std::vector<std::string> peer_choices(const PassInfo& pass, const AnyProblem& problem, const Device& device,
                                       const std::string& peer);
 
 struct LayerCounters {
   static constexpr double kVoid = std::numeric_limits<double>::quiet_NaN();
-  double cold_us = kVoid, warm_us = kVoid, spread_pct = kVoid, gbps = kVoid, tflops = kVoid, pct_ceiling = kVoid,
-         x_vendor_best = kVoid, x_vendor_default = kVoid, x_naive = kVoid;
+  double cold_us = kVoid, warm_us = kVoid, spread_pct = kVoid, gbps = kVoid, tflops = kVoid,
+         pct_ceiling = kVoid, x_vendor_best = kVoid, x_vendor_default = kVoid, x_naive = kVoid;
 };
 
 // Measures rows one by one and remembers what later rows are compared with.
@@ -42,7 +44,8 @@ class LayerBench {
 
  private:
   struct Group {
-    double vendor_best = LayerCounters::kVoid, vendor_default = LayerCounters::kVoid, naive = LayerCounters::kVoid;
+    double vendor_best = LayerCounters::kVoid, vendor_default = LayerCounters::kVoid,
+           naive = LayerCounters::kVoid;
   };
   void fill_rates(const LayerRow& row, const AnyProblem& problem, LayerCounters& counters) const;
 

@@ -15,9 +15,9 @@ struct Timing {
 
 Timing summarize(std::vector<double> samples);
 
-// Launches every element of `bounds` in turn, again and again: one repetition takes about `seconds_each`, 7 are made
-// (3 where a launch takes over 50 ms). Different buffers in `bounds` give a cold time, the same ones a warm time. The
-// launches must have run once before.
+// Launches every element of `bounds` in turn, again and again: one repetition takes about `seconds_each`, 7
+// are made (3 where a launch takes over 50 ms). Different buffers in `bounds` give a cold time, the same ones
+// a warm time. The launches must have run once before.
 Timing time_launches(std::span<const Bound> bounds, DeviceKind kind, Stream stream, double seconds_each);
 
 }  // namespace kiln

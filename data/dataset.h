@@ -1,4 +1,5 @@
-// Labelled uint8 images in host memory, and where they come from: CIFAR-10's binary files or the built-in set.
+// Labelled uint8 images in host memory, and where they come from: CIFAR-10's binary files or the built-in
+// set.
 #pragma once
 
 #include <cstdint>
@@ -19,17 +20,18 @@ struct Dataset {
 struct DataPair {
   Dataset train, test;
   std::vector<std::string> class_names;
-  std::vector<float> mean, std;    // per channel, of the training pixels / 255
-  std::vector<std::string> notes;  // lines worth printing, for example "data_batch_1.bin differs from the official archive"
+  std::vector<float> mean, std;  // per channel, of the training pixels / 255
+  std::vector<std::string>
+      notes;  // lines worth printing, for example "data_batch_1.bin differs from the official archive"
 };
 
-// The built-in procedural 10-class 32x32x3 set (needs no file): a linear classifier stays below 60 %, small_cnn
-// passes 95 %. The same bits for the same arguments on every machine.
+// The built-in procedural 10-class 32x32x3 set (needs no file): a linear classifier stays below 60 %,
+// small_cnn passes 95 %. The same bits for the same arguments on every machine.
 DataPair make_builtin_data(long long train_count = 10000, long long test_count = 2000, uint64_t seed = 0);
 
-// The six CIFAR-10 binary files (data_batch_1..5.bin, test_batch.bin) in `folder` or its cifar-10-batches-bin.
-// Throws Error for missing, truncated or foreign files and label bytes over 9; files whose MD5 is not the
-// official one are read, with a note.
+// The six CIFAR-10 binary files (data_batch_1..5.bin, test_batch.bin) in `folder` or its
+// cifar-10-batches-bin. Throws Error for missing, truncated or foreign files and label bytes over 9; files
+// whose MD5 is not the official one are read, with a note.
 DataPair load_cifar10(const std::string& folder);
 
 // `data`: "" for the built-in set, else a folder.

@@ -32,7 +32,7 @@ void keep_first(Dataset& set, long long images) {
 void add_common_options(CLI::App& app, CommonOptions& o) {
   std::string models;
   for (const std::string& name : builtin_network_names()) models += name + ", ";
-  app.add_option("--model", o.model, "network: " + models + "or a JSON file (docs/guide.md has the format)")
+  app.add_option("--model", o.model, "network: " + models + "or a JSON file (format: docs/networks.md)")
       ->capture_default_str();
   app.add_option("--device", o.device, "cpu or cuda (default: cuda where there is a GPU)");
   app.add_option("--precision", o.precision,

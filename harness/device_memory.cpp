@@ -18,7 +18,8 @@ namespace {
 constexpr size_t kAlignment = 256;
 
 #ifdef KILN_WITH_CUDA
-// Copies go through one stream of their own and are waited for, so that they are ordered with every other stream.
+// Copies go through one stream of their own and are waited for, so that they are ordered with every other
+// stream.
 cudaStream_t copy_stream() {
   static const cudaStream_t stream = [] {
     cudaStream_t s = nullptr;
@@ -41,12 +42,15 @@ DeviceMemory::DeviceMemory(DeviceKind kind, size_t bytes) : kind_(kind), bytes_(
     return;
   }
 #endif
-  data_ = static_cast<unsigned char*>(std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
+  data_ = static_cast<unsigned char*>(
+      std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
   if (!data_) fail_failure("out of memory: " + std::to_string(bytes) + " bytes wanted");
 }
 
 DeviceMemory::DeviceMemory(DeviceMemory&& other) noexcept
-    : kind_(other.kind_), data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : kind_(other.kind_),
+      data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)) {}
 
 DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
   std::swap(kind_, other.kind_);
@@ -82,7 +86,8 @@ void DeviceMemory::upload(const void* host, size_t bytes, size_t offset) {
   if (bytes == 0) return;
 #ifdef KILN_WITH_CUDA
   if (kind_ == DeviceKind::kCuda) {
-    check_cuda(cudaMemcpyAsync(data_ + offset, host, bytes, cudaMemcpyHostToDevice, copy_stream()), "copy to the GPU");
+    check_cuda(cudaMemcpyAsync(data_ + offset, host, bytes, cudaMemcpyHostToDevice, copy_stream()),
+               "copy to the GPU");
     check_cuda(cudaStreamSynchronize(copy_stream()), "copy to the GPU");
     return;
   }

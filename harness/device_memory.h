@@ -1,5 +1,5 @@
-// Memory and streams of either device behind one interface, for tools that run any pass on any device (`kiln op`,
-// tests, bench_layers). Needs no CUDA header.
+// Memory and streams of either device behind one interface, for tools that run any pass on any device (`kiln
+// op`, tests, bench_layers). Needs no CUDA header.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,8 @@
 
 namespace kiln {
 
-// Memory of a device, 256-byte aligned, contents undefined. Copies and fills are complete when they return. Move only.
+// Memory of a device, 256-byte aligned, contents undefined. Copies and fills are complete when they return.
+// Move only.
 class DeviceMemory {
  public:
   DeviceMemory() = default;

@@ -56,7 +56,8 @@ void TensorBuffers::upload(const HostTensors& inputs, bool fill_outputs) {
       continue;
     }
     const HostTensor& input = inputs[i];
-    if (input.spec.elements() != spec.elements()) fail_failure("execute: tensor '" + spec.name + "' has another size");
+    if (input.spec.elements() != spec.elements())
+      fail_failure("execute: tensor '" + spec.name + "' has another size");
     if (is_narrow(spec.dtype)) {
       memory.upload(to_bf16(input.as<float>(), spec.elements()).data(), spec.bytes(), guard_bytes_);
     } else {
@@ -95,7 +96,8 @@ HostTensors TensorBuffers::download() const {
 std::string TensorBuffers::broken_guard() const {
   for (size_t i = 0; i < specs_.size(); ++i) {
     if (specs_[i].role == Role::kAbsent) continue;
-    if (!all_guard(memory_[i], 0, guard_bytes_)) return "guard bytes before '" + specs_[i].name + "' were overwritten";
+    if (!all_guard(memory_[i], 0, guard_bytes_))
+      return "guard bytes before '" + specs_[i].name + "' were overwritten";
     if (!all_guard(memory_[i], guard_bytes_ + specs_[i].bytes(), guard_bytes_)) {
       return "guard bytes behind '" + specs_[i].name + "' were overwritten";
     }
@@ -117,8 +119,8 @@ size_t TensorBuffers::bytes() const {
   return sum;
 }
 
-HostTensors execute(const PassInfo& pass, const AnyProblem& problem, const Device& device, std::string_view impl,
-                    const HostTensors& inputs, const ExecuteOptions& options) {
+HostTensors execute(const PassInfo& pass, const AnyProblem& problem, const Device& device,
+                    std::string_view impl, const HostTensors& inputs, const ExecuteOptions& options) {
   const AnyPlan plan = pass.plan(problem, device, impl);
   TensorBuffers buffers(pass.tensors(problem), device.kind, options.guard_bytes);
   buffers.upload(inputs, !options.undefined);

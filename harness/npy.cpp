@@ -34,7 +34,8 @@ const char* descr_of(DType dtype) {
 std::string_view value_of(std::string_view header, std::string_view key, const std::string& path) {
   const std::string quoted = "'" + std::string(key) + "':";
   const size_t at = header.find(quoted);
-  if (at == std::string_view::npos) fail_usage(path + ": the .npy header has no " + quoted.substr(0, quoted.size() - 1));
+  if (at == std::string_view::npos)
+    fail_usage(path + ": the .npy header has no " + quoted.substr(0, quoted.size() - 1));
   std::string_view rest = header.substr(at + quoted.size());
   while (!rest.empty() && rest.front() == ' ') rest.remove_prefix(1);
   return rest;
@@ -94,7 +95,8 @@ NpyArray read_npy(const std::string& path) {
   file.read(reinterpret_cast<char*>(lead), 8);
   if (!file || std::memcmp(lead, kMagic, kMagicBytes) != 0) fail_usage(path + ": not a .npy file");
   const int version = lead[6];
-  if (version != 1 && version != 2) fail_usage(path + ": .npy version " + std::to_string(version) + ", expected 1 or 2");
+  if (version != 1 && version != 2)
+    fail_usage(path + ": .npy version " + std::to_string(version) + ", expected 1 or 2");
   const int length_bytes = version == 1 ? 2 : 4;
   file.read(reinterpret_cast<char*>(lead + 8), length_bytes);
   uint32_t header_bytes = 0;
@@ -127,8 +129,8 @@ NpyArray read_npy(const std::string& path) {
 }
 
 void write_npy(const std::string& path, const NpyArray& array) {
-  std::string header = std::string("{'descr': '") + descr_of(array.dtype) + "', 'fortran_order': False, 'shape': " +
-                       shape_text(array.shape) + ", }";
+  std::string header = std::string("{'descr': '") + descr_of(array.dtype) +
+                       "', 'fortran_order': False, 'shape': " + shape_text(array.shape) + ", }";
   const size_t lead = kMagicBytes + 4;
   header.append(kAlignment - 1 - (lead + header.size()) % kAlignment, ' ');
   header += '\n';
@@ -139,7 +141,8 @@ void write_npy(const std::string& path, const NpyArray& array) {
   file.write(kMagic, kMagicBytes);
   file.write(reinterpret_cast<const char*>(version_and_length), 4);
   file << header;
-  file.write(reinterpret_cast<const char*>(array.data.data()), static_cast<std::streamsize>(array.data.size()));
+  file.write(reinterpret_cast<const char*>(array.data.data()),
+             static_cast<std::streamsize>(array.data.size()));
   file.close();
   if (!file) fail_failure(path + ": writing failed; is the disk full?");
 }

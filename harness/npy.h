@@ -15,8 +15,8 @@ struct NpyArray {
   std::vector<unsigned char> data;
 };
 
-// Throws Error naming the file and what is wrong with it: missing, no .npy file, another type ("<f8"; the message says
-// how to convert), Fortran order, or fewer or more bytes than the shape needs.
+// Throws Error naming the file and what is wrong with it: missing, no .npy file, another type ("<f8"; the
+// message says how to convert), Fortran order, or fewer or more bytes than the shape needs.
 NpyArray read_npy(const std::string& path);
 
 // Version 1. Throws Error(kFailure) where the file cannot be written.

@@ -15,11 +15,17 @@ namespace {
 // A small problem of each op for the help text.
 const char* example_problem(const std::string& op) {
   static const std::pair<const char*, const char*> kExamples[] = {
-      {"conv2d", "n2_h8_w8_c16_k32_r3"},         {"linear", "n4_c64_k10_bias"},
-      {"batchnorm", "n2_h8_w8_c16_relu"},        {"max_pool2d", "n2_h8_w8_c16_r2_st2_p0_arg8"},
-      {"global_avg_pool", "n2_h4_w4_c16"},       {"relu", "n2_h8_w8_c16"},
-      {"add", "n2_h8_w8_c16"},                   {"softmax_xent", "n4_c10_ls0.1"},
-      {"sgd", "n1000_d900_m0.9_wd0.0005"},       {"grad_norm", "n1000"},
+      {"conv2d", "n2_h8_w8_c16_k32_r3"},
+      {"depthwise_conv2d", "n2_h8_w8_c16_r3"},
+      {"linear", "n4_c64_k10_bias"},
+      {"batchnorm", "n2_h8_w8_c16_relu"},
+      {"max_pool2d", "n2_h8_w8_c16_r2_st2_p0_arg8"},
+      {"global_avg_pool", "n2_h4_w4_c16"},
+      {"relu", "n2_h8_w8_c16"},
+      {"add", "n2_h8_w8_c16"},
+      {"softmax_xent", "n4_c10_ls0.1"},
+      {"sgd", "n1000_d900_m0.9_wd0.0005"},
+      {"grad_norm", "n1000"},
       {"augment", "n4_h32_w32_c3_m100_pad4_flip"}};
   for (const auto& [name, text] : kExamples) {
     if (op == name) return text;
@@ -33,11 +39,13 @@ DType file_dtype(const TensorSpec& spec) {
 }
 
 std::string describe(const TensorSpec& spec) {
-  return std::string(file_dtype(spec) == DType::kF32 ? "float32" : name_of(spec.dtype)) + " " + shape_text(spec.shape);
+  return std::string(file_dtype(spec) == DType::kF32 ? "float32" : name_of(spec.dtype)) + " " +
+         shape_text(spec.shape);
 }
 
-void check_count(const char* flag, const std::vector<std::string>& files, const std::vector<TensorSpec>& specs,
-                 bool (TensorSpec::*wanted)() const, const PassInfo& pass) {
+void check_count(const char* flag, const std::vector<std::string>& files,
+                 const std::vector<TensorSpec>& specs, bool (TensorSpec::*wanted)() const,
+                 const PassInfo& pass) {
   std::string names;
   size_t count = 0;
   for (const TensorSpec& spec : specs) {
@@ -46,8 +54,8 @@ void check_count(const char* flag, const std::vector<std::string>& files, const 
     names += " " + spec.name;
   }
   if (files.size() != count) {
-    fail_usage(pass.id() + ": " + flag + " takes " + std::to_string(count) + " files (" + (names.empty() ? "" : names.substr(1)) +
-               "), got " + std::to_string(files.size()));
+    fail_usage(pass.id() + ": " + flag + " takes " + std::to_string(count) + " files (" +
+               (names.empty() ? "" : names.substr(1)) + "), got " + std::to_string(files.size()));
   }
 }
 
@@ -58,13 +66,15 @@ void load(HostTensor& tensor, const std::string& path) {
     TensorSpec got = spec;
     got.shape = array.shape;
     got.dtype = array.dtype;
-    fail_usage("tensor '" + spec.name + "': " + path + " holds " + describe(got) + ", the problem wants " + describe(spec));
+    fail_usage("tensor '" + spec.name + "': " + path + " holds " + describe(got) + ", the problem wants " +
+               describe(spec));
   }
   std::memcpy(tensor.data.data(), array.data.data(), array.data.size());
 }
 
 // Inputs in fp32: files, then what the pass derives where "-" was given.
-HostTensors load_inputs(const PassInfo& pass, const OpCommand& command, const std::vector<TensorSpec>& specs) {
+HostTensors load_inputs(const PassInfo& pass, const OpCommand& command,
+                        const std::vector<TensorSpec>& specs) {
   const AnyProblem wide = pass.parse(command.problem, DType::kF32);
   HostTensors tensors;
   for (const TensorSpec& spec : pass.tensors(wide)) tensors.emplace_back(spec);
@@ -95,8 +105,8 @@ std::string first_that_supports(const PassInfo& pass, const AnyProblem& problem,
   for (const ImplInfo& impl : pass.impls(device.kind)) {
     if (!impl.peer && pass.supports(problem, device, impl.name)) return impl.name;
   }
-  fail_usage(pass.id() + " " + problem.text + " in " + name_of(problem.dtype) + ": no implementation on " + device.name +
-             " supports this problem");
+  fail_usage(pass.id() + " " + problem.text + " in " + name_of(problem.dtype) + ": no implementation on " +
+             device.name + " supports this problem");
 }
 
 void list_tensors(std::ostringstream& text, const char* flag, const std::vector<TensorSpec>& specs,
@@ -104,11 +114,13 @@ void list_tensors(std::ostringstream& text, const char* flag, const std::vector<
   text << "  " << flag << "\n";
   for (const TensorSpec& spec : specs) {
     if (!(spec.*wanted)()) continue;
-    text << "    " << spec.name << std::string(spec.name.size() < 14 ? 14 - spec.name.size() : 1, ' ') << describe(spec);
+    text << "    " << spec.name << std::string(spec.name.size() < 14 ? 14 - spec.name.size() : 1, ' ')
+         << describe(spec);
     if (spec.role == Role::kInOut) text << (wanted == &TensorSpec::is_input ? ", before" : ", after");
     if (spec.is_input() && spec.fill == Fill::kDerived) {
       text << "; '-' for a value made from the other inputs";
-      if (spec.name == "step") text << " (the " << sizeof(StepState) << " bytes of StepState in step_state.h)";
+      if (spec.name == "step")
+        text << " (the " << sizeof(StepState) << " bytes of StepState in step_state.h)";
     }
     if (spec.fill == Fill::kLabels && spec.limit) text << ", each in [0, " << spec.limit << ")";
     text << "\n";
@@ -135,13 +147,14 @@ int run_op_command(const OpCommand& command) {
   return 0;
 }
 
-std::string op_help(const std::string& pass_id, const std::string& problem_text, const std::string& dtype_text) {
+std::string op_help(const std::string& pass_id, const std::string& problem_text,
+                    const std::string& dtype_text) {
   std::ostringstream text;
   if (pass_id.empty()) {
     text << "passes:\n";
     for (const PassInfo& pass : all_passes()) {
-      text << "  " << pass.id() << std::string(pass.id().size() < 24 ? 24 - pass.id().size() : 1, ' ') << "--problem "
-           << example_problem(pass.op) << "\n";
+      text << "  " << pass.id() << std::string(pass.id().size() < 24 ? 24 - pass.id().size() : 1, ' ')
+           << "--problem " << example_problem(pass.op) << "\n";
     }
     return text.str();
   }

@@ -35,7 +35,7 @@ Command add_op_command(CLI::App& app) {
             const OpCommand& command = flags->command;
             if (!flags->help && !command.pass.empty()) return run_op_command(command);
             const std::string about = op_help(command.pass, command.problem, command.dtype);
-            std::printf("%s\n%s", sub->help().c_str(), about.c_str());
+            std::printf("%s\n%s", sub->help("kiln").c_str(), about.c_str());
             return flags->help ? 0 : 2;
           }};
 }

@@ -43,14 +43,14 @@ long long peak_host_bytes() {
 std::string run_name(const std::string& network, const Device& device, const TrainOptions& o) {
   char epochs[32];
   std::snprintf(epochs, sizeof epochs, "%.6g", o.epochs);
-  return network + "-" + (device.is_cuda() ? "cuda" : "cpu") + "-" + name_of(o.precision) + "-e" + epochs + "-s" +
-         std::to_string(o.seed);
+  return network + "-" + (device.is_cuda() ? "cuda" : "cpu") + "-" + name_of(o.precision) + "-e" + epochs +
+         "-s" + std::to_string(o.seed);
 }
 
 // What is measured while a run goes on.
 struct Measured {
   Clock::time_point start = Clock::now();
-  double eval_seconds = 0;  // inside the run, taken out of train_seconds
+  double eval_seconds = 0;              // inside the run, taken out of train_seconds
   long long first_step = 0, steps = 0;  // done before this run, done in all
   double epochs = 0;
   long long skipped_updates = 0;
@@ -67,10 +67,10 @@ struct Measured {
 };
 
 Json metrics_line(const DrainRecord& r, double seconds, const GpuSample& gpu) {
-  Json line = {{"step", r.step},         {"epoch", r.epoch},
-               {"loss", r.loss},         {"accuracy", r.accuracy},
-               {"lr", r.lr},             {"images_per_s", r.images_per_s},
-               {"seconds", seconds},     {"skipped_updates", r.skipped_updates}};
+  Json line = {{"step", r.step},     {"epoch", r.epoch},
+               {"loss", r.loss},     {"accuracy", r.accuracy},
+               {"lr", r.lr},         {"images_per_s", r.images_per_s},
+               {"seconds", seconds}, {"skipped_updates", r.skipped_updates}};
   if (gpu.utilization_pct) line["gpu_utilization_pct"] = *gpu.utilization_pct;
   if (gpu.power_w) line["gpu_power_w"] = *gpu.power_w;
   if (gpu.sm_mhz) line["gpu_sm_mhz"] = *gpu.sm_mhz;
@@ -94,6 +94,9 @@ class Run {
     choose_folder();
     data_ = load_images(flags.common, stderr);
     trainer_ = std::make_unique<Trainer>(network_, data_, device_, options_);
+    for (const std::string& note : trainer_->impl_notes()) {
+      std::fprintf(stderr, "note: --impl '%s': %s\n", flags.common.impl.c_str(), note.c_str());
+    }
     if (!flags.resume.empty()) load_checkpoint();
   }
 
@@ -105,9 +108,10 @@ class Run {
     folder_ = std::make_unique<RunFolder>(in_place_ ? RunFolder::reopen(out_)
                                                     : RunFolder::create(out_, flags_.overwrite));
     folder_->write_json("config.json", config());
-    std::printf("%s (%s parameters) on %s, %s; %s: %s training images, %s steps of %d\n", network_.name.c_str(),
-                with_thousands(static_cast<double>(trainer_->parameter_count())).c_str(), device_.name.c_str(),
-                name_of(options_.precision), data_.train.name.c_str(),
+    std::printf("%s (%s parameters) on %s, %s; %s: %s training images, %s steps of %d\n",
+                network_.name.c_str(),
+                with_thousands(static_cast<double>(trainer_->parameter_count())).c_str(),
+                device_.name.c_str(), name_of(options_.precision), data_.train.name.c_str(),
                 with_thousands(static_cast<double>(data_.train.count())).c_str(),
                 with_thousands(static_cast<double>(trainer_->total_steps())).c_str(), options_.batch);
     std::fflush(stdout);
@@ -118,7 +122,7 @@ class Run {
  private:
   void choose_folder() {
     in_place_ = flags_.out.empty() && !flags_.resume.empty();
-    out_ = in_place_             ? flags_.resume
+    out_ = in_place_            ? flags_.resume
            : flags_.out.empty() ? RunFolder::first_free("runs", run_name(network_.name, device_, options_))
                                 : flags_.out;
     if (!flags_.print_plan) RunFolder::check(out_, flags_.overwrite || in_place_);
@@ -170,7 +174,8 @@ class Run {
           measured_.steps = record.step;
           measured_.epochs = record.epoch;
           measured_.skipped_updates = record.skipped_updates;
-          measured_.losses.insert(measured_.losses.end(), record.step_losses.begin(), record.step_losses.end());
+          measured_.losses.insert(measured_.losses.end(), record.step_losses.begin(),
+                                  record.step_losses.end());
           measured_.device_bytes = std::max(measured_.device_bytes, gpu.memory_used_bytes.value_or(0));
           folder_->append_metrics(metrics_line(record, measured_.train_seconds(), gpu));
           progress.update(record);
@@ -179,7 +184,8 @@ class Run {
         },
         [&](int epochs) {
           progress.epoch_done(epochs);
-          if (!stopped_ && flags_.eval_every > 0 && epochs % flags_.eval_every == 0 && epochs < options_.epochs) {
+          if (!stopped_ && flags_.eval_every > 0 && epochs % flags_.eval_every == 0 &&
+              epochs < options_.epochs) {
             evaluate_between(epochs, progress);
           }
         });
@@ -189,7 +195,8 @@ class Run {
   void evaluate_between(int epochs, Progress& progress) {
     const Clock::time_point start = Clock::now();
     const EvalResult result = trainer_->evaluate();
-    evaluations_.push_back({{"epoch", epochs}, {"test_loss", result.loss}, {"test_accuracy", result.accuracy}});
+    evaluations_.push_back(
+        {{"epoch", epochs}, {"test_loss", result.loss}, {"test_accuracy", result.accuracy}});
     char text[96];
     std::snprintf(text, sizeof text, "epoch %d: test accuracy %.2f %%, test loss %.4f", epochs,
                   100 * result.accuracy, result.loss);
@@ -241,10 +248,11 @@ class Run {
     json["eval_seconds"] = result.seconds;
     json["eval_images_per_s"] = result.seconds > 0 ? static_cast<double>(result.images) / result.seconds : 0;
     folder_->write_json("summary.json", json);
-    std::printf("trained %s steps in %s s (%s images/s); test accuracy %.2f %% (%lld of %lld), test loss %.4f\n",
-                with_thousands(static_cast<double>(measured_.steps)).c_str(), seconds_text().c_str(),
-                with_thousands(json["images_per_s"].get<double>()).c_str(), 100 * result.accuracy, result.correct,
-                result.images, result.loss);
+    std::printf(
+        "trained %s steps in %s s (%s images/s); test accuracy %.2f %% (%lld of %lld), test loss %.4f\n",
+        with_thousands(static_cast<double>(measured_.steps)).c_str(), seconds_text().c_str(),
+        with_thousands(json["images_per_s"].get<double>()).c_str(), 100 * result.accuracy, result.correct,
+        result.images, result.loss);
     if (measured_.skipped_updates > 0) {
       std::printf("warning: %lld updates were skipped because a gradient was not finite\n",
                   measured_.skipped_updates);
@@ -291,10 +299,12 @@ Command add_train_command(CLI::App& app, const std::string& command_line) {
   auto flags = std::make_shared<TrainFlags>();
   add_train_options(*sub, *flags);
   return {sub, [flags, sub, command_line] {
-            if (sub->count("--out") && flags->out.empty()) fail_usage("--out is empty; it names the run's folder");
+            if (sub->count("--out") && flags->out.empty())
+              fail_usage("--out is empty; it names the run's folder");
             if (!flags->resume.empty()) {
               if (sub->count("--model")) fail_usage("--model: a resumed run keeps its network");
-              fill_from_run(read_run_config("--resume", flags->resume), sub->count("--seed") > 0, flags.get());
+              fill_from_run(read_run_config("--resume", flags->resume), sub->count("--seed") > 0,
+                            flags.get());
             }
             return Run(*flags, command_line).execute();
           }};

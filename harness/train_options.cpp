@@ -84,7 +84,7 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       ->check(CLI::PositiveNumber);
   app.add_option("--drain-every", f.drain_every, "steps between lines of metrics.jsonl (50 on cuda, 5 on cpu)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--fusions-off", f.fusions_off, "fusions not to make, comma-separated; all: none is made")
+  app.add_option("--fusions-off", f.fusions_off, "rewrites of the network not to make, comma-separated; all: none is made (list: docs/engine.md)")
       ->delimiter(',')
       ->take_all();
   app.add_flag("--no-cuda-graph", f.no_cuda_graph, "launch kernels one by one, for profilers and debuggers");

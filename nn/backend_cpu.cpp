@@ -8,9 +8,14 @@
 namespace kiln {
 namespace {
 
+// A network without batchnorm has empty statistics, whose host array is null.
+void copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
 class CpuUploadRing : public UploadRing {
  public:
-  void push(void* device, const void* host, size_t bytes) override { std::memcpy(device, host, bytes); }
+  void push(void* device, const void* host, size_t bytes) override { copy(device, host, bytes); }
 };
 
 class CpuBackend : public Backend {
@@ -28,8 +33,8 @@ class CpuBackend : public Backend {
     return Memory(memory, std::free);
   }
 
-  void upload(void* device, const void* host, size_t bytes) override { std::memcpy(device, host, bytes); }
-  void download(void* host, const void* device, size_t bytes) override { std::memcpy(host, device, bytes); }
+  void upload(void* device, const void* host, size_t bytes) override { copy(device, host, bytes); }
+  void download(void* host, const void* device, size_t bytes) override { copy(host, device, bytes); }
   void synchronize() override {}
   std::unique_ptr<UploadRing> make_upload_ring(size_t, int) override {
     return std::make_unique<CpuUploadRing>();

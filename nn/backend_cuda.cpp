@@ -85,10 +85,12 @@ class CudaBackend : public Backend {
   }
 
   void upload(void* device, const void* host, size_t bytes) override {
+    if (bytes == 0) return;
     check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync");
     synchronize();
   }
   void download(void* host, const void* device, size_t bytes) override {
+    if (bytes == 0) return;
     check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync");
     synchronize();
   }

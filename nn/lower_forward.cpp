@@ -102,6 +102,17 @@ void forward_layer(Lowering* l, int i) {
   }
 }
 
+// True where the implementations that a batchnorm alone would get also take it with a ReLU: a fusion does not
+// overrule the user's choice (the vendor's batchnorm takes none).
+bool offers_relu(const Lowering& l, int batchnorm) {
+  const BatchnormProblem plain = l.batchnorm(batchnorm);
+  BatchnormProblem fused = plain;
+  fused.relu = true;
+  const std::string& id = l.id(batchnorm);
+  if (!l.options.training) return l.steps.offers<BatchnormFwdInfer>(id, plain, fused);
+  return l.steps.offers<BatchnormFwdTrain>(id, plain, fused) && l.steps.offers<BatchnormBwd>(id, plain, fused);
+}
+
 }  // namespace
 
 void lower_forward(Lowering* l) {
@@ -109,7 +120,8 @@ void lower_forward(Lowering* l) {
   for (int i = 0; i < network.layers(); ++i) {
     const int input = network.inputs[i][0];
     l->absorbed[i] = l->options.fusions.bn_relu && network.layer(i).type == "relu" && input > 0 &&
-                     network.layer(input - 1).type == "batchnorm" && network.consumers[input].size() == 1;
+                     network.layer(input - 1).type == "batchnorm" && network.consumers[input].size() == 1 &&
+                     offers_relu(*l, input - 1);
   }
   for (int i = 0; i < network.layers(); ++i) {
     if (network.layer(i).type == "flatten" || l->absorbed[i]) {  // a view of its input

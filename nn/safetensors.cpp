@@ -117,7 +117,7 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
 
 SafeTensor f32_tensor(const std::string& name, std::vector<int64_t> shape, const std::vector<float>& values) {
   SafeTensor tensor{name, "F32", std::move(shape), std::vector<unsigned char>(values.size() * sizeof(float))};
-  std::memcpy(tensor.data.data(), values.data(), tensor.data.size());
+  if (!values.empty()) std::memcpy(tensor.data.data(), values.data(), tensor.data.size());
   return tensor;
 }
 

@@ -42,6 +42,7 @@ class StepBuilder {
               .pass = std::string(Pass::kOp) + "." + Pass::kPass,
               .problem = problem.str(),
               .impl = picked.impl->name,
+              .passed_over = picked.passed_over,
               .buffers = std::move(buffers)};
     if (!picked.config.empty()) step.impl += ":" + picked.config;
     const auto plan = naming(layer, [&] {

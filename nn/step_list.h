@@ -48,6 +48,7 @@ struct Step {
   std::string pass = {};          // "conv2d.fwd"
   std::string problem = {};       // "n512_h32_w32_c3_k64_r3_st1_p1"
   std::string impl = {};          // "naive", "wgmma:128x256x64_s4"
+  std::string passed_over = {};   // "cudnn: <rule>": what a glob of --impl asked for, and why it is not that
   std::vector<int> buffers = {};  // one a pointer of Args, kNoBuffer for null
   size_t workspace_bytes = 0;
   std::function<Bound(std::span<void* const> pointers, void* workspace)> bind = {};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <set>
 
 #include "kernels/common/error.h"
 #include "nn/trainer_state.h"
@@ -100,6 +101,17 @@ void Trainer::load_state(const std::string& path) {
 
 std::vector<std::string> Trainer::plan_lines() {
   return state_->programs.at({true, state_->batch})->list().lines();
+}
+
+std::vector<std::string> Trainer::impl_notes() {
+  std::set<std::string> notes;
+  for (const auto& [key, program] : state_->programs) {
+    for (const Step& step : program->list().steps) {
+      if (step.passed_over.empty()) continue;
+      notes.insert(step.pass + " " + step.problem + ": " + step.impl + " (" + step.passed_over + ")");
+    }
+  }
+  return {notes.begin(), notes.end()};
 }
 
 std::vector<std::pair<std::string, std::string>> Trainer::chosen_impls() {

@@ -87,6 +87,9 @@ class Trainer {
 
   // What lower() made: one line a step ("conv2d.fwd n512_... smem_tile", fusions named), for `--print-plan`.
   std::vector<std::string> plan_lines();
+  // What a glob of --impl asked for and did not get: "max_pool2d.fwd n512_...: vectorized (cudnn: <rule>)",
+  // unique.
+  std::vector<std::string> impl_notes();
   // "<op>.<pass> <problem> -> <implementation[:config]>", unique, for config.json.
   std::vector<std::pair<std::string, std::string>> chosen_impls();
 

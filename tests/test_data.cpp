@@ -30,7 +30,7 @@ TEST(Md5, KnownDigests) {  // RFC 1321, A.5
             "57edf4a22be3c955ac49da2e2107b67a");
 }
 
-// Built-in set -----------------------------------------------------------------------------------------------------
+// Built-in set ------------------------------------------------------------------------------------
 
 std::string digest(const Dataset& data) {
   std::vector<uint8_t> bytes = data.images;
@@ -84,7 +84,7 @@ TEST(BuiltinData, MeanAndDeviationAreThoseOfTheTrainingPixels) {
   }
 }
 
-// CIFAR-10 ---------------------------------------------------------------------------------------------------------
+// CIFAR-10 ----------------------------------------------------------------------------------------
 
 class Cifar10 : public ::testing::Test {
  protected:
@@ -138,7 +138,8 @@ TEST_F(Cifar10, ReadsPlanesAsPixels) {
     EXPECT_EQ(pair.train.labels[image], (record + file) % 10);
     for (const int pixel : {0, 1, 33, 1023}) {
       for (int c = 0; c < 3; ++c) {
-        EXPECT_EQ(pair.train.images[(static_cast<size_t>(image) * 1024 + pixel) * 3 + c], (record + 50 * c + pixel) % 256);
+        EXPECT_EQ(pair.train.images[(static_cast<size_t>(image) * 1024 + pixel) * 3 + c],
+                  (record + 50 * c + pixel) % 256);
       }
     }
   }

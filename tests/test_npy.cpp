@@ -43,7 +43,8 @@ TEST_F(Npy, WhatIsWrittenReadsBack) {
       NpyArray array{shape, dtype, {}};
       size_t count = 1;
       for (const int64_t extent : shape) count *= static_cast<size_t>(extent);
-      for (size_t i = 0; i < count * size_of(dtype); ++i) array.data.push_back(static_cast<unsigned char>(i * 7));
+      for (size_t i = 0; i < count * size_of(dtype); ++i)
+        array.data.push_back(static_cast<unsigned char>(i * 7));
       write_npy(path_, array);
       const NpyArray back = read_npy(path_);
       EXPECT_EQ(back.shape, array.shape);
@@ -61,7 +62,8 @@ TEST_F(Npy, DataStartsAtAMultipleOf64) {
 
 TEST_F(Npy, BothVersionsAndAnyKeyOrder) {
   for (const int version : {1, 2}) {
-    put(version, "{'shape': (2,), 'fortran_order': False, 'descr': '<i4'}", std::string("\1\0\0\0\2\0\0\0", 8));
+    put(version, "{'shape': (2,), 'fortran_order': False, 'descr': '<i4'}",
+        std::string("\1\0\0\0\2\0\0\0", 8));
     const NpyArray array = read_npy(path_);
     EXPECT_EQ(array.dtype, DType::kI32);
     EXPECT_EQ(reinterpret_cast<const int32_t*>(array.data.data())[1], 2);

@@ -61,7 +61,10 @@ TEST_F(OpCommandTest, RunsAPass) {
   const std::string x = put("x.npy", {1, 3, 3, 1}, {1, 2, 3, 4, 5, 6, 7, 8, 9});
   const std::string w = put("w.npy", {1, 2, 2, 1}, {1, 0, 0, 1});
   for (const char* impl : {"", "cpu_naive", "cpu_fast"}) {
-    EXPECT_EQ(run_op_command({.pass = "conv2d.fwd", .problem = "conv2d:n1_h3_w3_c1_k1_r2_p0", .impl = impl, .in = {x, w},
+    EXPECT_EQ(run_op_command({.pass = "conv2d.fwd",
+                              .problem = "conv2d:n1_h3_w3_c1_k1_r2_p0",
+                              .impl = impl,
+                              .in = {x, w},
                               .out = {folder_ + "y.npy"}}),
               0);
     EXPECT_EQ(get("y.npy", {1, 2, 2, 1}), (std::vector<float>{6, 8, 12, 14}));
@@ -87,7 +90,10 @@ TEST_F(OpCommandTest, ErrorsNameTensorGotAndWanted) {
 
 TEST_F(OpCommandTest, ImplementationsOnTheCpuTakeFp32) {
   if (!has("relu.fwd")) GTEST_SKIP() << "activation is not in this build";
-  OpCommand command = {.pass = "relu.fwd", .problem = "n1_c2", .dtype = "bf16", .in = {put("x.npy", {1, 1, 1, 2}, {-1, 2})},
+  OpCommand command = {.pass = "relu.fwd",
+                       .problem = "n1_c2",
+                       .dtype = "bf16",
+                       .in = {put("x.npy", {1, 1, 1, 2}, {-1, 2})},
                        .out = {folder_ + "y.npy"}};
   EXPECT_CONTAINS(error(command), "no implementation");
   command.impl = "cpu_naive";
@@ -114,7 +120,8 @@ TEST_F(OpCommandTest, HelpListsTensorsInOrder) {
   }
   if (!has("conv2d.dgrad")) return;
   const std::string help = op_help("conv2d.dgrad", "n2_h7_w9_c17_k16_r3", "bf16");
-  const size_t dy = help.find("dy            float32 (2, 7, 9, 16)"), w = help.find("w             float32 (16, 3, 3, 17)");
+  const size_t dy = help.find("dy            float32 (2, 7, 9, 16)"),
+               w = help.find("w             float32 (16, 3, 3, 17)");
   const size_t dx = help.find("dx            float32 (2, 7, 9, 17)");
   EXPECT_TRUE(dy < w && w < dx && dx != std::string::npos) << help;
 }

@@ -12,7 +12,18 @@
 namespace kiln {
 namespace {
 
-enum class Fault { kNone, kFirst, kLast, kNaN, kInfinity, kUnwritten, kBefore, kBehind, kSecondRun, kWorkspace };
+enum class Fault {
+  kNone,
+  kFirst,
+  kLast,
+  kNaN,
+  kInfinity,
+  kUnwritten,
+  kBefore,
+  kBehind,
+  kSecondRun,
+  kWorkspace
+};
 
 struct Planted {
   Fault fault = Fault::kNone;
@@ -69,7 +80,8 @@ void corrupt(const TensorSpec& spec, void* tensor, Fault fault, int run) {
 PassInfo with_fault(const PassInfo& pass, Planted planted) {
   PassInfo faulty = pass;
   auto runs = std::make_shared<int>(0);
-  faulty.plan = [pass, planted, runs](const AnyProblem& problem, const Device& device, std::string_view impl) {
+  faulty.plan = [pass, planted, runs](const AnyProblem& problem, const Device& device,
+                                      std::string_view impl) {
     AnyPlan plan = pass.plan(problem, device, "cpu_naive");
     if (impl == "cpu_naive") return plan;
     const std::vector<TensorSpec> specs = pass.tensors(problem);
@@ -123,8 +135,8 @@ TEST(PlantedFaults, NoneIsRight) {
 
 TEST(PlantedFaults, EveryFaultInEveryOutputOfEveryPassIsCaught) {
   const std::map<Fault, const char*> faults = {
-      {Fault::kFirst, "elements are wrong"},    {Fault::kLast, "elements are wrong"},
-      {Fault::kNaN, "elements are wrong"},      {Fault::kInfinity, "elements are wrong"},
+      {Fault::kFirst, "elements are wrong"},     {Fault::kLast, "elements are wrong"},
+      {Fault::kNaN, "elements are wrong"},       {Fault::kInfinity, "elements are wrong"},
       {Fault::kUnwritten, "elements are wrong"}, {Fault::kBefore, "guard bytes before"},
       {Fault::kBehind, "guard bytes behind"}};
   for (const PassInfo& pass : all_passes()) {
@@ -133,10 +145,12 @@ TEST(PlantedFaults, EveryFaultInEveryOutputOfEveryPassIsCaught) {
       if (!specs[i].is_output()) continue;
       for (const auto& [fault, expected] : faults) {
         const Verdict verdict = verdict_of(pass, {fault, i});
-        const std::string what = pass.id() + " " + specs[i].name + " fault " + std::to_string(static_cast<int>(fault));
+        const std::string what =
+            pass.id() + " " + specs[i].name + " fault " + std::to_string(static_cast<int>(fault));
         EXPECT_FALSE(verdict.ok) << what;
         EXPECT_NE(verdict.message.find(expected), std::string::npos) << what << ": " << verdict.message;
-        EXPECT_NE(verdict.message.find("'" + specs[i].name + "'"), std::string::npos) << what << ": " << verdict.message;
+        EXPECT_NE(verdict.message.find("'" + specs[i].name + "'"), std::string::npos)
+            << what << ": " << verdict.message;
       }
     }
   }
@@ -179,9 +193,10 @@ TEST(PlantedFaults, MessageTellsEverything) {
   size_t output = 0;
   while (!specs[output].is_output()) ++output;
   const std::string message = verdict_of(pass, {Fault::kLast, output}).message;
-  for (const std::string& part : {pass.row_prefix() + "/" + problem_of(pass) + "/fp32/planted", std::string("seed 1"),
-                                  std::string("got "), std::string("wanted "), std::string("--gtest_filter="),
-                                  std::string("--problem ") + problem_of(pass), "'" + specs[output].name + "'"}) {
+  for (const std::string& part :
+       {pass.row_prefix() + "/" + problem_of(pass) + "/fp32/planted", std::string("seed 1"),
+        std::string("got "), std::string("wanted "), std::string("--gtest_filter="),
+        std::string("--problem ") + problem_of(pass), "'" + specs[output].name + "'"}) {
     EXPECT_NE(message.find(part), std::string::npos) << part << " in: " << message;
   }
 }
@@ -199,7 +214,8 @@ TEST(Coverage, TestProblemsAreSmall) {
   for (const PassInfo& pass : all_passes()) {
     for (const NamedProblem& named : suite_problems(Suite::kTest)) {
       if (named.op != pass.op || !named.has_pass(pass.pass)) continue;
-      EXPECT_LT(pass.flops(pass.parse(named.text, DType::kF32)), kCpuJudgeFlops) << named.label << " " << named.text;
+      EXPECT_LT(pass.flops(pass.parse(named.text, DType::kF32)), kCpuJudgeFlops)
+          << named.label << " " << named.text;
     }
   }
 }

@@ -1,16 +1,18 @@
-// augment: from the resident uint8 images to the network's input, one batch: gather, pad-and-crop, flip, cutout,
-// normalise, convert. Without pad, flip and cut it is the plain loader that evaluation uses.
+// augment: from the resident uint8 images to the network's input, one batch: gather, pad-and-crop, flip,
+// cutout, normalise, convert. Without pad, flip and cut it is the plain loader that evaluation uses.
 //
-// Image i of the batch is images[order[batch_offset + i]]; batch_offset, seed and epoch come from StepState, and
-// batch_offset + n <= m: a batch never wraps. Its draws are d = philox(seed, kAugment, k) and
-// e = philox(seed, kAugment, k, sub = 1) with the 64-bit counter k = epoch * m + batch_offset + i, and
+// Image i of the batch is images[order[batch_offset + i]]; batch_offset, seed and epoch come from StepState,
+// and batch_offset + n <= m: a batch never wraps. Its draws are d = philox(seed, kAugment, k) and e =
+// philox(seed, kAugment, k, sub = 1) with the 64-bit counter k = epoch * m + batch_offset + i, and
 // below(bits, n) = uniform_below of philox.h:
-//   crop    dy = below(d[0], 2*pad+1) - pad, dx = below(d[1], 2*pad+1) - pad: pixel (h, w) of the crop is pixel
+//   crop    dy = below(d[0], 2*pad+1) - pad, dx = below(d[1], 2*pad+1) - pad: pixel (h, w) of the crop is
+//   pixel
 //           (h+dy, w+dx) of the image; outside the image it is 0 after normalisation (padding with the mean)
-//   flip    the crop is mirrored left-right where flip and d[2] >= 2^31: output (h, w) is the crop's (h, W-1-w)
-//   cutout  a cut x cut square of zeros (after normalisation) in the output, around (below(e[0], H),
+//   flip    the crop is mirrored left-right where flip and d[2] >= 2^31: output (h, w) is the crop's (h,
+//   W-1-w) cutout  a cut x cut square of zeros (after normalisation) in the output, around (below(e[0], H),
 //           below(e[1], W)): rows centre - cut/2 ... centre - cut/2 + cut - 1, columns likewise, clipped
-//   y       = (pixel / 255 - mean[c]) / std[c], computed in fp32 as fma(pixel, 1/255, -mean[c]) * (1/std[c]), then
+//   y       = (pixel / 255 - mean[c]) / std[c], computed in fp32 as fma(pixel, 1/255, -mean[c]) * (1/std[c]),
+//   then
 //           rounded to y's type: the same bits on every device
 // The formulas as code are in augment_geometry.h, which the CPU and the CUDA implementations share.
 #pragma once

@@ -1,8 +1,9 @@
-// batchnorm: batch normalisation over N, H, W per channel (PyTorch's BatchNorm2d), NHWC, with an optional ReLU.
+// batchnorm: batch normalisation over N, H, W per channel (PyTorch's BatchNorm2d), NHWC, with an optional
+// ReLU.
 //
-//   statistics   mean[c] = sum x / M,  var[c] = sum (x - mean)^2 / M (biased),  M = N*H*W,  rstd = 1/sqrt(var+eps)
-//   fwd_*        y = act(gamma[c] * (x - mean[c]) * rstd[c] + beta[c]),  act: identity or ReLU
-//   fwd_train    running = (1 - momentum) * running + momentum * statistic, with the unbiased variance
+//   statistics   mean[c] = sum x / M,  var[c] = sum (x - mean)^2 / M (biased),  M = N*H*W,  rstd =
+//   1/sqrt(var+eps) fwd_*        y = act(gamma[c] * (x - mean[c]) * rstd[c] + beta[c]),  act: identity or
+//   ReLU fwd_train    running = (1 - momentum) * running + momentum * statistic, with the unbiased variance
 //                var * M / (M - 1) (biased where M = 1); saves mean and rstd
 //   bwd          g = dy where the activation passed (recomputed from x), else 0
 //                dbeta = sum g,  dgamma = sum g * (x - mean) * rstd,
@@ -23,9 +24,9 @@ namespace kiln {
 
 struct BatchnormProblem {
   int n = 1, h = 1, w = 1, c = 1;
-  bool relu = false;       // ReLU behind it
+  bool relu = false;  // ReLU behind it
   float eps = 1e-5f;
-  float momentum = 0.1f;   // weight of the new statistic
+  float momentum = 0.1f;  // weight of the new statistic
   DType dtype = DType::kF32;
 
   long long per_channel() const { return 1LL * n * h * w; }  // M

@@ -21,8 +21,9 @@ DeviceBuffer::DeviceBuffer(size_t bytes) : bytes_(bytes) {
     cudaGetLastError();
     size_t free_bytes = 0, total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);
-    fail_failure("out of GPU memory: " + std::to_string(bytes) + " bytes wanted, " + std::to_string(free_bytes) +
-                 " of " + std::to_string(total_bytes) + " free; a smaller batch needs less");
+    fail_failure("out of GPU memory: " + std::to_string(bytes) + " bytes wanted, " +
+                 std::to_string(free_bytes) + " of " + std::to_string(total_bytes) +
+                 " free; a smaller batch needs less");
   }
   check_cuda(status, "cudaMalloc");
 }

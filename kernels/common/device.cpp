@@ -84,7 +84,9 @@ std::string device_slug(const Device& device) {
 
 #ifndef KILN_WITH_CUDA
 bool cuda_available() { return false; }
-std::string cuda_unavailable_reason() { return "this build of kiln has no CUDA code (nvcc was not found, or the cpu preset)"; }
+std::string cuda_unavailable_reason() {
+  return "this build of kiln has no CUDA code (nvcc was not found, or the cpu preset)";
+}
 const Device& cuda_device() { fail_failure("no CUDA device: " + cuda_unavailable_reason()); }
 #endif
 

@@ -24,9 +24,8 @@ Probe probe_device() {
   if (status != cudaSuccess || count == 0) {
     cudaGetLastError();
     probe.reason = status == cudaErrorInsufficientDriver ? "no NVIDIA driver, or one too old for CUDA 13"
-                   : status == cudaErrorNoDevice || count == 0
-                       ? "no GPU found"
-                       : cudaGetErrorString(status);
+                   : status == cudaErrorNoDevice || count == 0 ? "no GPU found"
+                                                               : cudaGetErrorString(status);
     return probe;
   }
   int ordinal = 0;
@@ -43,12 +42,13 @@ Probe probe_device() {
   d.memory_bytes = properties.totalGlobalMem;
   char uuid[48];
   const auto* b = reinterpret_cast<const unsigned char*>(properties.uuid.bytes);
-  std::snprintf(uuid, sizeof uuid, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0],
-                b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+  std::snprintf(uuid, sizeof uuid, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+                b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14],
+                b[15]);
   d.uuid = uuid;
   if (d.sm < kOldestSm) {
-    probe.reason = "the GPU '" + d.name + "' has compute capability " + std::to_string(properties.major) + "." +
-                   std::to_string(properties.minor) + ", kiln needs 8.0 or newer";
+    probe.reason = "the GPU '" + d.name + "' has compute capability " + std::to_string(properties.major) +
+                   "." + std::to_string(properties.minor) + ", kiln needs 8.0 or newer";
   }
   return probe;
 }

@@ -26,7 +26,8 @@ class Error : public std::runtime_error {
 [[noreturn]] void fail_usage(const std::string& message);    // throws Error(kUsage)
 [[noreturn]] void fail_failure(const std::string& message);  // throws Error(kFailure)
 
-// The candidate nearest to `name` by edit distance, or "" when none is near (over half of the letters differ).
+// The candidate nearest to `name` by edit distance, or "" when none is near (over half of the letters
+// differ).
 std::string nearest_name(std::string_view name, const std::vector<std::string>& candidates);
 
 // "unknown <what> '<name>'; did you mean '<nearest>'? known: a, b, c" (the question only where one is near).

@@ -3,7 +3,8 @@
 //   const Impl<Conv2dFwd>& impl = pick<Conv2dFwd>(problem, device, choice);
 //   auto plan  = impl.plan(problem, device, config);           // owns what is expensive
 //   auto bound = plan.bind({.x = x, .w = w, .y = y}, workspace);  // tensor maps, argument packs
-//   bound.launch(stream);                                      // asynchronous; allocates and synchronises nothing
+//   bound.launch(stream);                                      // asynchronous; allocates and synchronises
+//   nothing
 #pragma once
 
 #include <array>
@@ -38,7 +39,8 @@ class Bound {
  public:
   Bound() = default;
   explicit Bound(std::function<void(Stream)> launch) : launch_(std::move(launch)) {}
-  // Enqueues on `stream` (a cudaStream_t; nullptr and synchronous on the CPU). Throws Error on a failed launch.
+  // Enqueues on `stream` (a cudaStream_t; nullptr and synchronous on the CPU). Throws Error on a failed
+  // launch.
   void launch(Stream stream) const { launch_(stream); }
 
  private:
@@ -50,8 +52,8 @@ class Plan {
  public:
   using Bind = std::function<Bound(const Args&, void* workspace)>;
   Plan(size_t workspace_bytes, Bind bind) : workspace_bytes_(workspace_bytes), bind_(std::move(bind)) {}
-  // Bytes of scratch memory on the plan's device, 256-byte aligned; contents need not survive between launches
-  // and must not be assumed zero.
+  // Bytes of scratch memory on the plan's device, 256-byte aligned; contents need not survive between
+  // launches and must not be assumed zero.
   size_t workspace_bytes() const { return workspace_bytes_; }
   Bound bind(const Args& args, void* workspace) const { return bind_(args, workspace); }
 
@@ -63,8 +65,8 @@ class Plan {
 // Throws Error unless every pointer of an Args aggregate is null or 16-byte aligned.
 void require_aligned_args(const void* args, size_t bytes);
 
-// The usual plan: `launch(args, workspace, stream)` with everything it needs captured by value. Tensors must be
-// 16-byte aligned, which bind checks.
+// The usual plan: `launch(args, workspace, stream)` with everything it needs captured by value. Tensors must
+// be 16-byte aligned, which bind checks.
 template <class Args, class Launch>
 Plan<Args> make_plan(size_t workspace_bytes, Launch launch) {
   return Plan<Args>(workspace_bytes, [launch](const Args& args, void* workspace) {
@@ -102,14 +104,14 @@ using Table = std::span<const Impl<Pass>* const>;
 //               (relu_fwd_vectorized, // CUDA
 //                relu_fwd_naive
 //                KILN_CUDNN(relu_fwd_cudnn)))
-#define KILN_TABLES(Pass, cpu, cuda)                                             \
-  extern const Impl<Pass> KILN_UNPAREN_ cpu;                                     \
-  KILN_CUDA_ONLY_(extern const Impl<Pass> KILN_UNPAREN_ cuda;)                   \
-  Table<Pass> Pass::impls(DeviceKind kind) {                                     \
-    static constexpr auto kCpu = detail::table_of<Pass>(KILN_UNPAREN_ cpu);      \
+#define KILN_TABLES(Pass, cpu, cuda)                                                          \
+  extern const Impl<Pass> KILN_UNPAREN_ cpu;                                                  \
+  KILN_CUDA_ONLY_(extern const Impl<Pass> KILN_UNPAREN_ cuda;)                                \
+  Table<Pass> Pass::impls(DeviceKind kind) {                                                  \
+    static constexpr auto kCpu = detail::table_of<Pass>(KILN_UNPAREN_ cpu);                   \
     KILN_CUDA_ONLY_(static constexpr auto kCuda = detail::table_of<Pass>(KILN_UNPAREN_ cuda); \
-                    if (kind == DeviceKind::kCuda) return kCuda;)                \
-    return kind == DeviceKind::kCpu ? Table<Pass>(kCpu) : Table<Pass>();         \
+                    if (kind == DeviceKind::kCuda) return kCuda;)                             \
+    return kind == DeviceKind::kCpu ? Table<Pass>(kCpu) : Table<Pass>();                      \
   }
 
 #define KILN_UNPAREN_(...) __VA_ARGS__

@@ -60,7 +60,8 @@ ImplChoice::ImplChoice(std::string_view text) : text_(text) {
   for (const std::string& part : split(text, ',')) {
     const size_t equals = part.find('=');
     if (equals == std::string::npos || equals == 0 || equals + 1 == part.size()) {
-      fail_usage("--impl '" + part + "': expected <op>.<pass>=<implementation>, for example conv2d.fwd=naive");
+      fail_usage("--impl '" + part +
+                 "': expected <op>.<pass>=<implementation>, for example conv2d.fwd=naive");
     }
     Assignment a;
     const std::string left = part.substr(0, equals);
@@ -84,39 +85,45 @@ ImplChoice::ImplChoice(std::string_view text) : text_(text) {
     if (!matched) fail_usage("--impl: " + unknown_name_message("op.pass", left, ids));
     for (const std::string& alternative : a.alternatives) {
       if (!has_name(names, alternative)) {
-        fail_usage("--impl " + left + ": " + unknown_name_message("implementation", base_name(alternative), names));
+        fail_usage("--impl " + left + ": " +
+                   unknown_name_message("implementation", base_name(alternative), names));
       }
     }
     assignments_.push_back(std::move(a));
   }
 }
 
-std::vector<std::string> ImplChoice::alternatives(std::string_view op, std::string_view pass,
-                                                  DeviceKind device) const {
+ImplChoice::Found ImplChoice::find(std::string_view op, std::string_view pass, DeviceKind device) const {
   const std::vector<std::string> names = impl_names(op, pass, device);
   for (auto a = assignments_.rbegin(); a != assignments_.rend(); ++a) {
     if (!matches(*a, op, pass)) continue;
-    std::vector<std::string> found;
+    Found found{.alternatives = {}, .from_glob = a->is_glob()};
     for (const std::string& alternative : a->alternatives) {
       if (has_name(names, alternative)) {
-        found.push_back(alternative);
+        found.alternatives.push_back(alternative);
       } else if (!a->is_glob()) {
         fail_usage("--impl " + std::string(op) + "." + std::string(pass) + ": " +
                    unknown_name_message("implementation", base_name(alternative), names));
       }
     }
-    if (!found.empty()) return found;
+    if (!found.alternatives.empty()) return found;
   }
   return {};
 }
 
-std::string ImplChoice::wish(std::string_view op, std::string_view pass, DeviceKind device) const {
-  const std::vector<std::string> found = alternatives(op, pass, device);
-  if (found.size() > 1) {
-    fail_usage("--impl " + std::string(op) + "." + std::string(pass) + ": this command takes one implementation, got " +
-               std::to_string(found.size()) + " alternatives");
+std::vector<std::string> ImplChoice::alternatives(std::string_view op, std::string_view pass,
+                                                  DeviceKind device) const {
+  return find(op, pass, device).alternatives;
+}
+
+ImplChoice::Wish ImplChoice::wish(std::string_view op, std::string_view pass, DeviceKind device) const {
+  const Found found = find(op, pass, device);
+  if (found.alternatives.size() > 1) {
+    fail_usage("--impl " + std::string(op) + "." + std::string(pass) +
+               ": this command takes one implementation, got " + std::to_string(found.alternatives.size()) +
+               " alternatives");
   }
-  return found.empty() ? "" : found.front();
+  return found.alternatives.empty() ? Wish{} : Wish{found.alternatives.front(), found.from_glob};
 }
 
 std::vector<std::string> ImplChoice::skipped(DeviceKind device) const {

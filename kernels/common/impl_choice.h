@@ -1,6 +1,7 @@
 // The --impl grammar, the same everywhere:
 //   conv2d.fwd=wgmma:128x256x64_s4,batchnorm.*=naive        comma separates assignments, later ones win
-//   *=naive|cudnn                                           '|' alternatives, where a command compares several
+//   *=naive|cudnn                                           '|' alternatives, where a command compares
+//   several
 // The left side is <op>.<pass> with '*' and '?' globs ("conv2d" alone means "conv2d.*", "*" means "*.*"); the
 // right side is <name> or <name>:<config>.
 #pragma once
@@ -25,13 +26,16 @@ class ImplChoice {
   };
 
   ImplChoice() = default;  // no wishes: the heuristic decides
-  // Throws Error for a malformed text, or for an assignment that matches no compiled pass, or an exact pass that
-  // lacks the name (nearest suggested). A glob skips passes that lack it (see skipped()).
+  // Throws Error for a malformed text, or for an assignment that matches no compiled pass, or an exact pass
+  // that lacks the name (nearest suggested). A glob skips passes that lack it (see skipped()).
   explicit ImplChoice(std::string_view text);
 
-  // What the user wishes for this pass: "name[:config]", or "" for none. Throws where '|' was given but one
-  // implementation is needed.
-  std::string wish(std::string_view op, std::string_view pass, DeviceKind device) const;
+  struct Wish {
+    std::string name;        // "name[:config]", "" for none
+    bool from_glob = false;  // a glob gives way where its implementation does not support a problem
+  };
+  // What the user wishes for this pass. Throws where '|' was given but one implementation is needed.
+  Wish wish(std::string_view op, std::string_view pass, DeviceKind device) const;
   // All alternatives for this pass, {} for none.
   std::vector<std::string> alternatives(std::string_view op, std::string_view pass, DeviceKind device) const;
   // "<op>.<pass>" of the compiled passes that a glob matched but that lack its implementation on `device`.
@@ -39,6 +43,12 @@ class ImplChoice {
   const std::string& str() const { return text_; }
 
  private:
+  struct Found {
+    std::vector<std::string> alternatives;
+    bool from_glob = false;
+  };
+  Found find(std::string_view op, std::string_view pass, DeviceKind device) const;
+
   std::string text_;
   std::vector<Assignment> assignments_;
 };
@@ -47,32 +57,39 @@ class ImplChoice {
 std::vector<std::string> impl_names(std::string_view op, std::string_view pass, DeviceKind device);
 
 namespace detail {
-[[noreturn]] void fail_no_impl(const char* op, const char* pass, const std::string& problem, const Device& device);
-[[noreturn]] void fail_unsupported(const char* op, const char* pass, const char* impl, const std::string& problem,
-                                   const char* rule);
+[[noreturn]] void fail_no_impl(const char* op, const char* pass, const std::string& problem,
+                               const Device& device);
+[[noreturn]] void fail_unsupported(const char* op, const char* pass, const char* impl,
+                                   const std::string& problem, const char* rule);
 }  // namespace detail
 
 template <class Pass>
 struct Picked {
   const Impl<Pass>* impl;
   std::string config;
+  std::string passed_over;  // "cudnn: <rule>" where a glob's implementation does not support the problem
 };
 
-// The user's wish if there is one (an Error where that does not support the problem), else the first in the
-// table that supports it and is no peer.
+// The user's wish if there is one, else the first in the table that supports the problem and is no peer. A
+// wish that does not support the problem is an Error if the pass was named exactly, and passed over if a glob
+// matched it.
 template <class Pass>
 Picked<Pass> pick(const typename Pass::Problem& problem, const Device& device, const ImplChoice& choice) {
-  const std::string wish = choice.wish(Pass::kOp, Pass::kPass, device.kind);
-  const std::string name = wish.substr(0, wish.find(':'));
+  const ImplChoice::Wish wish = choice.wish(Pass::kOp, Pass::kPass, device.kind);
+  const std::string name = wish.name.substr(0, wish.name.find(':'));
+  Picked<Pass> picked{nullptr, "", ""};
   for (const Impl<Pass>* impl : Pass::impls(device.kind)) {
     const Support support = impl->supports(problem, device);
-    if (wish.empty()) {
-      if (!impl->peer && support) return {impl, ""};
-    } else if (name == impl->name) {
-      if (!support) detail::fail_unsupported(Pass::kOp, Pass::kPass, impl->name, problem.str(), support.rule());
-      return {impl, wish.size() > name.size() ? wish.substr(name.size() + 1) : ""};
+    if (!wish.name.empty() && name == impl->name) {
+      if (support) return {impl, wish.name.size() > name.size() ? wish.name.substr(name.size() + 1) : "", ""};
+      if (!wish.from_glob) {
+        detail::fail_unsupported(Pass::kOp, Pass::kPass, impl->name, problem.str(), support.rule());
+      }
+      picked.passed_over = name + ": " + support.rule();
     }
+    if (!picked.impl && !impl->peer && support) picked.impl = impl;
   }
+  if (picked.impl) return picked;
   detail::fail_no_impl(Pass::kOp, Pass::kPass, problem.str(), device);
 }
 

@@ -19,7 +19,8 @@ struct Philox4 {
 // Streams keep uses apart: the same seed and counter in two streams are independent draws.
 enum class PhiloxStream : uint32_t { kWeights = 1, kShuffle = 2, kAugment = 3, kData = 4, kTest = 5 };
 
-KILN_HOST_DEVICE inline Philox4 philox(uint64_t seed, PhiloxStream stream, uint64_t counter, uint32_t sub = 0) {
+KILN_HOST_DEVICE inline Philox4 philox(uint64_t seed, PhiloxStream stream, uint64_t counter,
+                                       uint32_t sub = 0) {
   uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
   uint32_t c2 = static_cast<uint32_t>(stream), c3 = sub;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);

@@ -13,9 +13,11 @@ void fail_problem(std::string_view op, const std::string& problem, const std::st
   fail_usage(std::string(op) + ":" + problem + ": " + rule);
 }
 
-void require_positive(std::string_view op, const std::string& problem, std::string_view field, long long value) {
+void require_positive(std::string_view op, const std::string& problem, std::string_view field,
+                      long long value) {
   if (value < 1 || value > INT_MAX) {
-    fail_problem(op, problem, std::string(field) + " is " + std::to_string(value) + ", must be 1 to 2147483647");
+    fail_problem(op, problem,
+                 std::string(field) + " is " + std::to_string(value) + ", must be 1 to 2147483647");
   }
 }
 
@@ -67,7 +69,8 @@ ProblemReader::ProblemReader(std::string_view op, std::string_view text, std::ve
   const size_t colon = text_.find(':');
   if (colon != std::string::npos) {
     if (text_.substr(0, colon) != op_) {
-      fail_usage("problem '" + text_ + "' is for op '" + text_.substr(0, colon) + "', expected '" + op_ + "'");
+      fail_usage("problem '" + text_ + "' is for op '" + text_.substr(0, colon) + "', expected '" + op_ +
+                 "'");
     }
     text_ = text_.substr(colon + 1);
   }
@@ -83,7 +86,8 @@ ProblemReader::ProblemReader(std::string_view op, std::string_view text, std::ve
     } else {
       for (const std::string& candidate : keys) {
         if (token.size() > candidate.size() && token.compare(0, candidate.size(), candidate) == 0 &&
-            (std::isdigit(static_cast<unsigned char>(token[candidate.size()])) || token[candidate.size()] == '-')) {
+            (std::isdigit(static_cast<unsigned char>(token[candidate.size()])) ||
+             token[candidate.size()] == '-')) {
           key = candidate;
           value = token.substr(candidate.size());
           break;

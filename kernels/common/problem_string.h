@@ -1,8 +1,8 @@
 // The problem string, "n512_h32_w32_c64_k64_r3_st1_p1": one writer and one reader for every op.
 //
-// A string is fields joined by '_'. A field is a key (letters) with a value ("h32", "st1x2", "ls0.1") or a flag
-// that stands alone ("bias", "relu", "arg8"). Unknown, repeated, missing and malformed fields are errors that
-// name the op, the string and what is allowed.
+// A string is fields joined by '_'. A field is a key (letters) with a value ("h32", "st1x2", "ls0.1") or a
+// flag that stands alone ("bias", "relu", "arg8"). Unknown, repeated, missing and malformed fields are errors
+// that name the op, the string and what is allowed.
 #pragma once
 
 #include <map>
@@ -15,10 +15,10 @@ namespace kiln {
 
 class ProblemWriter {
  public:
-  ProblemWriter& field(std::string_view key, long long value);          // h32
-  ProblemWriter& pair(std::string_view key, int h, int w);              // st2, or st1x2 where they differ
-  ProblemWriter& real(std::string_view key, float value);               // ls0.1: fewest digits that read back
-  ProblemWriter& flag(std::string_view name, bool present = true);      // relu
+  ProblemWriter& field(std::string_view key, long long value);      // h32
+  ProblemWriter& pair(std::string_view key, int h, int w);          // st2, or st1x2 where they differ
+  ProblemWriter& real(std::string_view key, float value);           // ls0.1: fewest digits that read back
+  ProblemWriter& flag(std::string_view name, bool present = true);  // relu
   const std::string& str() const { return text_; }
 
  private:
@@ -32,9 +32,9 @@ class ProblemReader {
   ProblemReader(std::string_view op, std::string_view text, std::vector<std::string> keys,
                 std::vector<std::string> flags);
   bool has(std::string_view key) const;
-  long long integer(std::string_view key) const;                        // required
+  long long integer(std::string_view key) const;  // required
   long long integer(std::string_view key, long long fallback) const;
-  std::pair<int, int> pair(std::string_view key) const;                 // required; "3" reads as {3, 3}
+  std::pair<int, int> pair(std::string_view key) const;  // required; "3" reads as {3, 3}
   std::pair<int, int> pair(std::string_view key, std::pair<int, int> fallback) const;
   double real(std::string_view key, double fallback) const;
   bool flag(std::string_view name) const;
@@ -49,9 +49,11 @@ class ProblemReader {
 [[noreturn]] void fail_problem(std::string_view op, const std::string& problem, const std::string& rule);
 
 // Throws unless 1 <= value <= 2^31 - 1.
-void require_positive(std::string_view op, const std::string& problem, std::string_view field, long long value);
+void require_positive(std::string_view op, const std::string& problem, std::string_view field,
+                      long long value);
 
-// Throws unless the tensor has fewer than 2^31 elements: kernels index with 32 bits where they are told so here.
+// Throws unless the tensor has fewer than 2^31 elements: kernels index with 32 bits where they are told so
+// here.
 void require_indexable(std::string_view op, const std::string& problem, std::string_view tensor,
                        std::initializer_list<long long> shape);
 

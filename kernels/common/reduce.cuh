@@ -11,8 +11,8 @@ __device__ __forceinline__ T warp_sum(T v) {
   return v;
 }
 
-// Sum over a block of kThreads (a multiple of 32); thread 0 gets it. `scratch`: kThreads/32 elements of shared
-// memory, free for other use after the block's next __syncthreads().
+// Sum over a block of kThreads (a multiple of 32); thread 0 gets it. `scratch`: kThreads/32 elements of
+// shared memory, free for other use after the block's next __syncthreads().
 template <int kThreads, class T>
 __device__ __forceinline__ T block_sum(T v, T* scratch) {
   static_assert(kThreads % 32 == 0 && kThreads <= 1024, "a block is whole warps");

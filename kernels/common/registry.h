@@ -35,19 +35,21 @@ struct ImplInfo {
 // One pass of one op.
 struct PassInfo {
   std::string op, pass;
-  std::string id() const { return op + "." + pass; }        // "conv2d.fwd"
+  std::string id() const { return op + "." + pass; }          // "conv2d.fwd"
   std::string row_prefix() const { return op + "_" + pass; }  // "conv2d_fwd"
 
   // Throws Error for a bad string, shape or dtype. The text may begin with "<op>:".
   std::function<AnyProblem(std::string_view text, DType dtype)> parse;
   std::function<std::vector<TensorSpec>(const AnyProblem&)> tensors;
-  std::function<double(const AnyProblem&)> flops;             // of this pass, taps on padding included
-  std::function<double(const AnyProblem&)> compulsory_bytes;  // every input read once, every output written once
-  std::function<std::vector<ImplInfo>(DeviceKind)> impls;     // best to naive, peers last
+  std::function<double(const AnyProblem&)> flops;  // of this pass, taps on padding included
+  std::function<double(const AnyProblem&)>
+      compulsory_bytes;                                    // every input read once, every output written once
+  std::function<std::vector<ImplInfo>(DeviceKind)> impls;  // best to naive, peers last
   std::function<Support(const AnyProblem&, const Device&, std::string_view impl)> supports;
   // impl: "name" or "name:config". Throws Error where it is unknown or does not support the problem.
   std::function<AnyPlan(const AnyProblem&, const Device&, std::string_view impl)> plan;
-  // Fills the inputs with Fill::kDerived of a dtype fp32 problem from the others (all inputs are filled before).
+  // Fills the inputs with Fill::kDerived of a dtype fp32 problem from the others (all inputs are filled
+  // before).
   std::function<void(const AnyProblem&, HostTensors&)> derive;
 };
 

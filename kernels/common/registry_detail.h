@@ -57,7 +57,8 @@ PassInfo make_pass() {
     return list;
   };
   info.supports = [](const AnyProblem& any, const Device& device, std::string_view impl) {
-    return find_impl<Pass>(any, device, impl.substr(0, impl.find(':'))).supports(problem_of<Pass>(any), device);
+    return find_impl<Pass>(any, device, impl.substr(0, impl.find(':')))
+        .supports(problem_of<Pass>(any), device);
   };
   info.plan = [](const AnyProblem& any, const Device& device, std::string_view choice) {
     const std::string_view name = choice.substr(0, choice.find(':'));

@@ -34,21 +34,29 @@ CUtensorMapSwizzle swizzle_of(uint32_t inner_elements) {
 
 constexpr uint64_t kElementBytes = 2;
 
-}  // namespace
-
-CUtensorMap make_tiled_map(const TiledMap& map) {
+template <int kRank>
+CUtensorMap encode_tiled(const TiledMap<kRank>& map) {
   static const auto encode = driver_function<decltype(cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
-  const cuuint64_t strides[2] = {map.strides[0] * kElementBytes, map.strides[1] * kElementBytes};
-  const cuuint64_t sizes[3] = {map.sizes[0], map.sizes[1], map.sizes[2]};
-  const cuuint32_t box[3] = {map.box[0], map.box[1], map.box[2]};
-  const cuuint32_t steps[3] = {1, 1, 1};
+  cuuint64_t sizes[kRank], strides[kRank - 1];
+  cuuint32_t box[kRank], steps[kRank];
+  for (int i = 0; i < kRank; ++i) {
+    sizes[i] = map.sizes[i];
+    box[i] = map.box[i];
+    steps[i] = 1;
+    if (i > 0) strides[i - 1] = map.strides[i - 1] * kElementBytes;
+  }
   CUtensorMap encoded;
-  check_encoded(encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(map.base), sizes,
+  check_encoded(encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(map.base), sizes,
                        strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(map.box[0]),
                        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
                 "cuTensorMapEncodeTiled");
   return encoded;
 }
+
+}  // namespace
+
+CUtensorMap make_tiled_map(const TiledMap<3>& map) { return encode_tiled(map); }
+CUtensorMap make_tiled_map(const TiledMap<4>& map) { return encode_tiled(map); }
 
 CUtensorMap make_im2col_map(const Im2colMap& map) {
   static const auto encode = driver_function<decltype(cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");

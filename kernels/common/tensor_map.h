@@ -10,15 +10,17 @@
 
 namespace kiln {
 
-// Inner extent of a box in elements: 32 (64-byte swizzle) or 64 (128-byte swizzle).
+// A tensor of 3 or 4 dimensions and the box that one load copies.
+template <int kRank>
 struct TiledMap {
-  const void* base;               // 16-byte aligned
-  std::array<uint64_t, 3> sizes;  // elements
-  std::array<uint64_t, 2>
-      strides;                  // elements from one index of dimension 1 and 2 to the next, multiples of 8
-  std::array<uint32_t, 3> box;  // elements; box[0] is 32 or 64
+  const void* base;                   // 16-byte aligned
+  std::array<uint64_t, kRank> sizes;  // elements
+  std::array<uint64_t, kRank - 1>
+      strides;                      // elements from one index of dimension 1, 2.. to the next, multiples of 8
+  std::array<uint32_t, kRank> box;  // elements, each at most 256; box[0] is 32 (64-byte swizzle) or 64 (128)
 };
-CUtensorMap make_tiled_map(const TiledMap& map);
+CUtensorMap make_tiled_map(const TiledMap<3>& map);
+CUtensorMap make_tiled_map(const TiledMap<4>& map);
 
 // The gathered map of a convolution. Pixel (q, p) of the sweep stands at (lower_w + q*stride_w,
 // lower_h + p*stride_h) of the tensor, as long as that is at most (w - 1 + upper_w, h - 1 + upper_h).

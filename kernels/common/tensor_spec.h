@@ -1,5 +1,5 @@
-// What a pass reads and writes: one TensorSpec an argument, in the order of the pass's Args. Tests, benchmarks
-// and `kiln op` are written once against these.
+// What a pass reads and writes: one TensorSpec an argument, in the order of the pass's Args. Tests,
+// benchmarks and `kiln op` are written once against these.
 #pragma once
 
 #include <cstdint>
@@ -41,14 +41,15 @@ struct TensorSpec {
   DType dtype = DType::kF32;
   Role role = Role::kIn;
   Fill fill = Fill::kReal;
-  int64_t limit = 0;           // kLabels: number of classes
+  int64_t limit = 0;  // kLabels: number of classes
   Check check = Check::kSum;
-  double terms = 1;            // reduction length behind one output element
-  double magnitude = 1;        // typical |partial sum term| relative to the output's scale, for kSum and kReal
+  double terms = 1;      // reduction length behind one output element
+  double magnitude = 1;  // typical |partial sum term| relative to the output's scale, for kSum and kReal
 
   int64_t elements() const {
     if (role == Role::kAbsent) return 0;
-    return std::accumulate(shape.begin(), shape.end(), int64_t{1}, [](int64_t a, int64_t b) { return a * b; });
+    return std::accumulate(shape.begin(), shape.end(), int64_t{1},
+                           [](int64_t a, int64_t b) { return a * b; });
   }
   size_t bytes() const { return static_cast<size_t>(elements()) * size_of(dtype); }
   bool is_input() const { return role == Role::kIn || role == Role::kInOut; }

@@ -14,7 +14,7 @@ __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }
 
-// A box of a 3-D tensor from coordinates (i0, i1, i2), innermost first.
+// A box of a 3-D (4-D) tensor from coordinates (i0, i1, i2, ...), innermost first; they may be negative.
 __device__ __forceinline__ void tma_load_3d(uint32_t to, const CUtensorMap* map, uint32_t barrier, int i0,
                                             int i1, int i2) {
   asm volatile(
@@ -23,8 +23,16 @@ __device__ __forceinline__ void tma_load_3d(uint32_t to, const CUtensorMap* map,
       "l"(map), "r"(barrier), "r"(i0), "r"(i1), "r"(i2)
       : "memory");
 }
-// The same into the same address of every block of the cluster whose bit is set; each block's barrier at this
-// address receives the bytes.
+__device__ __forceinline__ void tma_load_4d(uint32_t to, const CUtensorMap* map, uint32_t barrier, int i0,
+                                            int i1, int i2, int i3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(i0), "r"(i1), "r"(i2), "r"(i3)
+      : "memory");
+}
+// The 3-D load into the same address of every block of the cluster whose bit is set; each block's barrier at
+// this address receives the bytes.
 __device__ __forceinline__ void tma_load_3d_multicast(uint32_t to, const CUtensorMap* map, uint32_t barrier,
                                                       uint16_t blocks, int i0, int i1, int i2) {
   asm volatile(

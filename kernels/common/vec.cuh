@@ -1,5 +1,5 @@
-// Vector access: a Vec<T, V> is V elements of T moved as one access (16 bytes at most), read and written as fp32
-// (or double in the naive kernels through to_float).
+// Vector access: a Vec<T, V> is V elements of T moved as one access (16 bytes at most), read and written as
+// fp32 (or double in the naive kernels through to_float).
 #pragma once
 
 #include <cuda_bf16.h>

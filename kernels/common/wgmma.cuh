@@ -1,9 +1,9 @@
 // Warpgroup matrix instructions of sm_90a: wgmma m64nNk16, bf16 from shared memory, fp32 accumulators in
 // registers (PTX ISA, "Asynchronous warpgroup level matrix instructions").
 //
-// An operand tile lies in shared memory as TMA writes it: rows of kSpan elements, 32 or 64, whose 16-byte chunks
-// are exchanged by the 64- or 128-byte swizzle, eight rows a pattern. "K-major": a row is one m (or n) and runs
-// along k; "MN-major": a row is one k and runs along m (or n).
+// An operand tile lies in shared memory as TMA writes it: rows of kSpan elements, 32 or 64, whose 16-byte
+// chunks are exchanged by the 64- or 128-byte swizzle, eight rows a pattern. "K-major": a row is one m (or n)
+// and runs along k; "MN-major": a row is one k and runs along m (or n).
 #pragma once
 
 #include <cstdint>
@@ -88,6 +88,22 @@ struct Wgmma<64, kTransposeA, kTransposeB> {
 };
 
 template <int kTransposeA, int kTransposeB>
+struct Wgmma<96, kTransposeA, kTransposeB> {
+  __device__ __forceinline__ static void multiply(float (&d)[48], uint64_t a, uint64_t b, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+        "}, %48, %49, p, 1, 1, %51, %52;\n}\n"
+        : KILN_WGMMA_8(0), KILN_WGMMA_8(8), KILN_WGMMA_8(16), KILN_WGMMA_8(24), KILN_WGMMA_8(32),
+          KILN_WGMMA_8(40)
+        : "l"(a), "l"(b), "r"(add), "n"(kTransposeA), "n"(kTransposeB));
+  }
+};
+
+template <int kTransposeA, int kTransposeB>
 struct Wgmma<128, kTransposeA, kTransposeB> {
   __device__ __forceinline__ static void multiply(float (&d)[64], uint64_t a, uint64_t b, int add) {
     asm volatile(
@@ -98,8 +114,28 @@ struct Wgmma<128, kTransposeA, kTransposeB> {
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
         "}, %64, %65, p, 1, 1, %67, %68;\n}\n"
-        : KILN_WGMMA_8(0), KILN_WGMMA_8(8), KILN_WGMMA_8(16), KILN_WGMMA_8(24), KILN_WGMMA_8(32), KILN_WGMMA_8(40),
-          KILN_WGMMA_8(48), KILN_WGMMA_8(56)
+        : KILN_WGMMA_8(0), KILN_WGMMA_8(8), KILN_WGMMA_8(16), KILN_WGMMA_8(24), KILN_WGMMA_8(32),
+          KILN_WGMMA_8(40), KILN_WGMMA_8(48), KILN_WGMMA_8(56)
+        : "l"(a), "l"(b), "r"(add), "n"(kTransposeA), "n"(kTransposeB));
+  }
+};
+
+template <int kTransposeA, int kTransposeB>
+struct Wgmma<192, kTransposeA, kTransposeB> {
+  __device__ __forceinline__ static void multiply(float (&d)[96], uint64_t a, uint64_t b, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+        "}, %96, %97, p, 1, 1, %99, %100;\n}\n"
+        : KILN_WGMMA_8(0), KILN_WGMMA_8(8), KILN_WGMMA_8(16), KILN_WGMMA_8(24), KILN_WGMMA_8(32),
+          KILN_WGMMA_8(40), KILN_WGMMA_8(48), KILN_WGMMA_8(56), KILN_WGMMA_8(64), KILN_WGMMA_8(72),
+          KILN_WGMMA_8(80), KILN_WGMMA_8(88)
         : "l"(a), "l"(b), "r"(add), "n"(kTransposeA), "n"(kTransposeB));
   }
 };
@@ -119,9 +155,10 @@ struct Wgmma<256, kTransposeA, kTransposeB> {
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
         "}, %128, %129, p, 1, 1, %131, %132;\n}\n"
-        : KILN_WGMMA_8(0), KILN_WGMMA_8(8), KILN_WGMMA_8(16), KILN_WGMMA_8(24), KILN_WGMMA_8(32), KILN_WGMMA_8(40),
-          KILN_WGMMA_8(48), KILN_WGMMA_8(56), KILN_WGMMA_8(64), KILN_WGMMA_8(72), KILN_WGMMA_8(80), KILN_WGMMA_8(88),
-          KILN_WGMMA_8(96), KILN_WGMMA_8(104), KILN_WGMMA_8(112), KILN_WGMMA_8(120)
+        : KILN_WGMMA_8(0), KILN_WGMMA_8(8), KILN_WGMMA_8(16), KILN_WGMMA_8(24), KILN_WGMMA_8(32),
+          KILN_WGMMA_8(40), KILN_WGMMA_8(48), KILN_WGMMA_8(56), KILN_WGMMA_8(64), KILN_WGMMA_8(72),
+          KILN_WGMMA_8(80), KILN_WGMMA_8(88), KILN_WGMMA_8(96), KILN_WGMMA_8(104), KILN_WGMMA_8(112),
+          KILN_WGMMA_8(120)
         : "l"(a), "l"(b), "r"(add), "n"(kTransposeA), "n"(kTransposeB));
   }
 };

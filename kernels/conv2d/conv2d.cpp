@@ -37,11 +37,19 @@ void Conv2dProblem::validate() const {
   const auto rule = [&](bool holds, const char* what) {
     if (!holds) fail_problem("conv2d", text, what);
   };
-  for (const auto& [name, value] : {std::pair{"n", n}, {"h", h}, {"w", w}, {"c", c}, {"k", k}, {"r (height)", r},
-                                    {"r (width)", s}, {"st (height)", stride_h}, {"st (width)", stride_w}}) {
+  for (const auto& [name, value] : {std::pair{"n", n},
+                                    {"h", h},
+                                    {"w", w},
+                                    {"c", c},
+                                    {"k", k},
+                                    {"r (height)", r},
+                                    {"r (width)", s},
+                                    {"st (height)", stride_h},
+                                    {"st (width)", stride_w}}) {
     require_positive("conv2d", text, name, value);
   }
-  rule(dtype == DType::kF32 || dtype == DType::kTF32 || dtype == DType::kBF16, "dtype must be fp32, tf32 or bf16");
+  rule(dtype == DType::kF32 || dtype == DType::kTF32 || dtype == DType::kBF16,
+       "dtype must be fp32, tf32 or bf16");
   rule(pad_h >= 0 && pad_w >= 0, "padding must not be negative");
   rule(pad_h < r && pad_w < s, "padding must be smaller than the filter");
   rule(h + 2LL * pad_h >= r && w + 2LL * pad_w >= s, "the filter must not be larger than the padded input");
@@ -66,7 +74,11 @@ std::vector<TensorSpec> Conv2dFwd::tensors(const Conv2dProblem& p) {
   return {{.name = "x", .shape = x_shape(p), .dtype = p.dtype},
           {.name = "w", .shape = w_shape(p), .dtype = p.dtype},
           {.name = "bias", .shape = {p.k}, .role = in_if(p.bias)},
-          {.name = "y", .shape = y_shape(p), .dtype = p.dtype, .role = Role::kOut, .terms = 1.0 * p.c * p.r * p.s}};
+          {.name = "y",
+           .shape = y_shape(p),
+           .dtype = p.dtype,
+           .role = Role::kOut,
+           .terms = 1.0 * p.c * p.r * p.s}};
 }
 
 std::vector<TensorSpec> Conv2dDgrad::tensors(const Conv2dProblem& p) {

@@ -22,9 +22,9 @@ struct Conv2dProblem {
   int k = 1, r = 1, s = 1;         // output channels, filter height and width
   int stride_h = 1, stride_w = 1;
   int pad_h = 0, pad_w = 0;
-  int c_stride = 0;         // channels from one pixel of x (and dx) to the next; 0: c. Channels beyond c: ignored
-                            // in x, written as zero in dx
-  bool bias = false;        // fwd adds bias[k]; wgrad also writes dbias[k]
+  int c_stride = 0;   // channels from one pixel of x (and dx) to the next; 0: c. Channels beyond c: ignored
+                      // in x, written as zero in dx
+  bool bias = false;  // fwd adds bias[k]; wgrad also writes dbias[k]
   bool accumulate = false;  // "_acc": dgrad does dx += (c_stride must be c)
   DType dtype = DType::kF32;
 

@@ -123,14 +123,9 @@ bool keeps_promise(const CudnnEngine& engine, DType dtype) {
   return dtype == DType::kTF32 || !engine.has(CUDNN_NUMERICAL_NOTE_TENSOR_CORE);
 }
 
-// Winograd's transforms with 4x4 input tiles only halve, which fp32 does exactly; larger tiles and FFT round.
-bool is_exact(const CudnnEngine& engine, DType dtype) {
-  if (engine.has(CUDNN_NUMERICAL_NOTE_FFT) || engine.has(CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6) ||
-      engine.has(CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13)) {
-    return false;
-  }
-  return !engine.has(CUDNN_NUMERICAL_NOTE_WINOGRAD) ||
-         (dtype == DType::kF32 && engine.has(CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4));
+// FFT and Winograd transforms round what the plain sum of small integers would keep.
+bool is_exact(const CudnnEngine& engine) {
+  return !engine.has(CUDNN_NUMERICAL_NOTE_FFT) && !engine.has(CUDNN_NUMERICAL_NOTE_WINOGRAD);
 }
 
 // The execution, or nothing where cuDNN refuses.
@@ -219,7 +214,7 @@ void CudnnConv::list_through_bf16(const Conv2dProblem& problem) {
 void CudnnConv::list(const CudnnGraph& graph, bool through_bf16) {
   for (CudnnEngine& engine : graph.engines()) {
     if (!keeps_promise(engine, dtype_)) continue;
-    const bool exact = !through_bf16 && is_exact(engine, dtype_);
+    const bool exact = !through_bf16 && is_exact(engine);
     entries_.push_back({std::move(engine), through_bf16, exact});
   }
 }

@@ -7,7 +7,9 @@ namespace kiln {
 KILN_TABLES(Conv2dFwd,
             (conv2d_fwd_cpu_fast,
              conv2d_fwd_cpu_naive),
-            (conv2d_fwd_mma_sync,
+            (conv2d_fwd_wgmma_halo,
+             conv2d_fwd_wgmma,
+             conv2d_fwd_mma_sync,
              conv2d_fwd_smem_tile,
              conv2d_fwd_naive
              KILN_CUDNN(conv2d_fwd_cudnn)))
@@ -15,7 +17,9 @@ KILN_TABLES(Conv2dFwd,
 KILN_TABLES(Conv2dDgrad,
             (conv2d_dgrad_cpu_fast,
              conv2d_dgrad_cpu_naive),
-            (conv2d_dgrad_mma_sync,
+            (conv2d_dgrad_wgmma_halo,
+             conv2d_dgrad_wgmma,
+             conv2d_dgrad_mma_sync,
              conv2d_dgrad_smem_tile,
              conv2d_dgrad_naive
              KILN_CUDNN(conv2d_dgrad_cudnn)))
@@ -23,7 +27,8 @@ KILN_TABLES(Conv2dDgrad,
 KILN_TABLES(Conv2dWgrad,
             (conv2d_wgrad_cpu_fast,
              conv2d_wgrad_cpu_naive),
-            (conv2d_wgrad_mma_sync,
+            (conv2d_wgrad_wgmma,
+             conv2d_wgrad_mma_sync,
              conv2d_wgrad_smem_tile,
              conv2d_wgrad_naive
              KILN_CUDNN(conv2d_wgrad_cudnn)))

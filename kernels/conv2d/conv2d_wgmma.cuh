@@ -205,11 +205,27 @@ __device__ __forceinline__ void store_slice(const float* acc, unsigned char* sta
   __syncwarp();  // read by the warp: the next slice may overwrite it
 }
 
+// Writes a warpgroup's accumulators: kMTiles x 64 rows from `first_row`, kBN columns.
+template <class Config, bool kDgrad>
+__device__ __forceinline__ void store_tile(const float (&acc)[Config::kMTiles][Config::kBN / 2],
+                                           unsigned char* store, int warp, int first_row, int first_column,
+                                           const float* __restrict__ bias, bf16* __restrict__ out,
+                                           const WgmmaShape& g) {
+  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
+#pragma unroll
+  for (int i = 0; i < Config::kMTiles; ++i) {
+#pragma unroll
+    for (int column = 0; column < Config::kBN; column += Config::kColumnSpan) {
+      store_slice<Config, kDgrad>(acc[i] + column / 2, staging, first_row + i * 64 + warp % 4 * 16,
+                                  first_column + column, bias, out, g);
+    }
+  }
+}
+
 // A consumer warpgroup: multiplies the stages of each tile and stores its rows.
 template <class Config, bool kDgrad>
 __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* store, const float* bias,
                                         bf16* out, const WgmmaShape& g) {
-  constexpr int kWarpStoreBytes = 16 * Config::kColumnSpan * 2;
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be uniform: descriptors need it
   const int group_row = warp / 4 * Config::kMTiles * 64;           // first row of the warpgroup in the tile
@@ -241,15 +257,8 @@ __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* s
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
     release(previous);
-#pragma unroll
-    for (int i = 0; i < Config::kMTiles; ++i) {
-      const int row = tile.first_row() + group_row + i * 64 + warp % 4 * 16;
-#pragma unroll
-      for (int column = 0; column < Config::kBN; column += Config::kColumnSpan) {
-        store_slice<Config, kDgrad>(acc[i] + column / 2, store + warp * kWarpStoreBytes, row,
-                                    tile.first_column() + column, bias, out, g);
-      }
-    }
+    store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias, out,
+                               g);
   }
 }
 

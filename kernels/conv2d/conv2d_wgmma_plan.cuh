@@ -28,6 +28,12 @@ inline Support wgmma_gather_supports(const Conv2dProblem& p, const Device& devic
   return Support::require(p.stride_h <= 8 && p.stride_w <= 8, "strides must be at most 8 (im2col steps)");
 }
 
+inline Support wgmma_dgrad_supports(const Conv2dProblem& p, const Device& device) {
+  if (p.stride_h != 1 || p.stride_w != 1) return Support::no("stride must be 1");
+  if (p.x_channels() != p.c) return Support::no("the channel stride must be the channels");
+  return wgmma_gather_supports(p, device);
+}
+
 // A gathered product without its buffers: the source's map (without its base and load size) and the shape.
 struct WgmmaGather {
   Im2colMap src;
@@ -35,6 +41,78 @@ struct WgmmaGather {
   int filter_c, filter_k;
   int multiprocessors;
 };
+
+inline WgmmaGather wgmma_fwd_gather(const Conv2dProblem& p, const Device& device) {
+  return {.src = {.base = nullptr,
+                  .c = p.c,
+                  .w = p.w,
+                  .h = p.h,
+                  .n = p.n,
+                  .channel_stride = p.x_channels(),
+                  .lower_w = -p.pad_w,
+                  .lower_h = -p.pad_h,
+                  .upper_w = p.pad_w - (p.s - 1),
+                  .upper_h = p.pad_h - (p.r - 1),
+                  .stride_w = p.stride_w,
+                  .stride_h = p.stride_h,
+                  .channels = 0,
+                  .pixels = 0},
+          .shape = {.rows = p.n * p.p() * p.q(),
+                    .out_h = p.p(),
+                    .out_w = p.q(),
+                    .src_c = p.c,
+                    .columns = p.k,
+                    .r = p.r,
+                    .s = p.s,
+                    .stride_h = p.stride_h,
+                    .stride_w = p.stride_w,
+                    .origin_h = -p.pad_h,
+                    .origin_w = -p.pad_w,
+                    .row_tiles = 0,
+                    .column_tiles = 0,
+                    .steps = 0,
+                    .accumulate = false},
+          .filter_c = p.c,
+          .filter_k = p.k,
+          .multiprocessors = device.multiprocessors};
+}
+
+// dgrad with stride 1 gathers dy, padded by R-1-ph and S-1-pw, with the filter turned by 180 degrees.
+inline WgmmaGather wgmma_dgrad_gather(const Conv2dProblem& p, const Device& device) {
+  const int origin_h = p.pad_h - (p.r - 1), origin_w = p.pad_w - (p.s - 1);
+  return {.src = {.base = nullptr,
+                  .c = p.k,
+                  .w = p.q(),
+                  .h = p.p(),
+                  .n = p.n,
+                  .channel_stride = p.k,
+                  .lower_w = origin_w,
+                  .lower_h = origin_h,
+                  .upper_w = -p.pad_w,
+                  .upper_h = -p.pad_h,
+                  .stride_w = 1,
+                  .stride_h = 1,
+                  .channels = 0,
+                  .pixels = 0},
+          .shape = {.rows = p.n * p.h * p.w,
+                    .out_h = p.h,
+                    .out_w = p.w,
+                    .src_c = p.k,
+                    .columns = p.c,
+                    .r = p.r,
+                    .s = p.s,
+                    .stride_h = 1,
+                    .stride_w = 1,
+                    .origin_h = origin_h,
+                    .origin_w = origin_w,
+                    .row_tiles = 0,
+                    .column_tiles = 0,
+                    .steps = 0,
+                    .accumulate = p.accumulate},
+          .filter_c = p.c,
+          .filter_k = p.k,
+          .multiprocessors = device.multiprocessors};
+}
 
 struct WgmmaBuffers {
   const void* src;
@@ -66,22 +144,22 @@ void wgmma_prepare() {
              "conv2d_gather_wgmma: shared memory");
 }
 
+// The map of the filter, whose box is what one block loads of a B tile at once.
 template <class Config, bool kDgrad>
-Bound wgmma_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
-  Im2colMap im2col = gather.src;
-  im2col.base = buffers.src;
-  im2col.channels = Config::kBK;
-  im2col.pixels = Config::kBM;
+CUtensorMap wgmma_filter_map(const WgmmaGather& gather, const void* filter) {
   const uint64_t c = gather.filter_c, taps = gather.shape.r * gather.shape.s;
   constexpr uint32_t kInner = kDgrad ? Config::kColumnSpan : Config::kBK;
   constexpr uint32_t kOuter = kDgrad ? Config::kBK : Config::kBN / Config::kCluster;
-  const TiledMap tiled = {.base = buffers.filter,
-                          .sizes = {c, taps, static_cast<uint64_t>(gather.filter_k)},
-                          .strides = {c, taps * c},
-                          .box = {kInner, 1, kOuter}};
-  const CUtensorMap src = make_im2col_map(im2col), filter = make_tiled_map(tiled);
-  const WgmmaShape g = shape_for<Config>(gather.shape);
-  const unsigned blocks = wgmma_grid<Config>(g, gather.multiprocessors);
+  return make_tiled_map(TiledMap<3>{.base = filter,
+                                    .sizes = {c, taps, static_cast<uint64_t>(gather.filter_k)},
+                                    .strides = {c, taps * c},
+                                    .box = {kInner, 1, kOuter}});
+}
+
+template <class Config, class Shape>
+Bound wgmma_bound(void (*kernel)(CUtensorMap, CUtensorMap, const float*, bf16*, Shape),
+                  const CUtensorMap& src, const CUtensorMap& filter, const WgmmaBuffers& buffers,
+                  const Shape& shape, unsigned blocks) {
   return Bound([=](Stream stream) {
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
@@ -94,30 +172,47 @@ Bound wgmma_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
     launch.stream = cuda_stream(stream);
     launch.attrs = &cluster;
     launch.numAttrs = Config::kCluster > 1 ? 1 : 0;
-    check_cuda(
-        cudaLaunchKernelEx(&launch, conv2d_gather_wgmma_kernel<Config, kDgrad>, src, filter,
-                           static_cast<const float*>(buffers.bias), static_cast<bf16*>(buffers.out), g),
-        "conv2d_gather_wgmma_kernel");
-    check_launch("conv2d_gather_wgmma_kernel");
+    check_cuda(cudaLaunchKernelEx(&launch, kernel, src, filter, static_cast<const float*>(buffers.bias),
+                                  static_cast<bf16*>(buffers.out), shape),
+               "conv2d wgmma kernel");
   });
+}
+
+template <class Config, bool kDgrad>
+Bound wgmma_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
+  Im2colMap im2col = gather.src;
+  im2col.base = buffers.src;
+  im2col.channels = Config::kBK;
+  im2col.pixels = Config::kBM;
+  const CUtensorMap src = make_im2col_map(im2col);
+  const CUtensorMap filter = wgmma_filter_map<Config, kDgrad>(gather, buffers.filter);
+  const WgmmaShape g = shape_for<Config>(gather.shape);
+  return wgmma_bound<Config>(conv2d_gather_wgmma_kernel<Config, kDgrad>, src, filter, buffers, g,
+                             wgmma_grid<Config>(g, gather.multiprocessors));
 }
 
 // Clocks that a launch is thought to take: waves of tiles, each as long as its products or its reads of L2
 // take, and its stores. Only ratios matter; the constants are the H100's (4096 FLOP, about 38 bytes of L2 a
-// clock and multiprocessor; narrow products run below the full rate).
+// clock and multiprocessor; narrow products run below the full rate). `read_bytes`: a tile's, over all steps.
 template <class Config>
-double wgmma_cost(const WgmmaGather& gather) {
-  const WgmmaShape g = shape_for<Config>(gather.shape);
+double wgmma_launch_cost(const WgmmaShape& g, double read_bytes, int multiprocessors) {
   constexpr double kRate = Config::kBN >= 256   ? 1.0
                            : Config::kBN >= 128 ? 0.92
                            : Config::kBN >= 64  ? 0.85
                                                 : 0.6;
   constexpr double kProducts = 2.0 * Config::kBM * Config::kBN * Config::kBK / (4096 * kRate);
-  constexpr double kReads = 2.0 * (Config::kBM + 1.0 * Config::kBN / Config::kCluster) * Config::kBK / 38;
   constexpr double kStores = 600 + 2.0 * Config::kBM * Config::kBN / 38;
   const long long items = 1LL * ceil_div(g.row_tiles, Config::kCluster) * g.column_tiles;
-  const long long clusters = wgmma_grid<Config>(g, gather.multiprocessors) / Config::kCluster;
-  return static_cast<double>(ceil_div(items, clusters)) * (g.steps * std::max(kProducts, kReads) + kStores);
+  const long long clusters = wgmma_grid<Config>(g, multiprocessors) / Config::kCluster;
+  return static_cast<double>(ceil_div(items, clusters)) *
+         (std::max(g.steps * kProducts, read_bytes / 38) + kStores);
+}
+
+template <class Config>
+double wgmma_cost(const WgmmaGather& gather) {
+  const WgmmaShape g = shape_for<Config>(gather.shape);
+  const double bytes = 2.0 * g.steps * (Config::kBM + 1.0 * Config::kBN / Config::kCluster) * Config::kBK;
+  return wgmma_launch_cost<Config>(g, bytes, gather.multiprocessors);
 }
 
 // A compiled tile shape: what follows "wgmma:" in a choice.
@@ -154,29 +249,37 @@ const std::vector<WgmmaCandidate>& wgmma_candidates() {
 }
 
 // The named tile shape, or for an empty name the automatic one of the least cost.
-template <bool kDgrad>
-const WgmmaCandidate& choose_wgmma(const WgmmaGather& gather, std::string_view name) {
+inline const WgmmaCandidate& choose_wgmma(const std::vector<WgmmaCandidate>& candidates,
+                                          const WgmmaGather& gather, std::string_view name) {
   const WgmmaCandidate* best = nullptr;
   std::string known;
-  for (const WgmmaCandidate& candidate : wgmma_candidates<kDgrad>()) {
+  for (const WgmmaCandidate& candidate : candidates) {
     if (candidate.name == name) return candidate;
     known += (known.empty() ? "" : ", ") + candidate.name;
     if (candidate.automatic && (!best || candidate.cost(gather) < best->cost(gather))) best = &candidate;
   }
-  if (!name.empty()) fail_usage("conv2d wgmma: unknown tile '" + std::string(name) + "'; known: " + known);
+  if (!name.empty()) fail_usage("conv2d: unknown wgmma tile '" + std::string(name) + "'; known: " + known);
   return *best;
 }
 
 // The plan of a pass: `buffers(args)` names the pass's tensors.
-template <class Args, bool kDgrad>
-Plan<Args> wgmma_gather_plan(const WgmmaGather& gather, std::string_view config,
-                             WgmmaBuffers (*buffers)(const Args&)) {
-  const WgmmaCandidate& tile = choose_wgmma<kDgrad>(gather, config);
+template <class Args>
+Plan<Args> wgmma_plan(const std::vector<WgmmaCandidate>& candidates, const WgmmaGather& gather,
+                      std::string_view config, WgmmaBuffers (*buffers)(const Args&)) {
+  const WgmmaCandidate& tile = choose_wgmma(candidates, gather, config);
   tile.prepare();
   return Plan<Args>(0, [gather, bind = tile.bind, buffers](const Args& args, void*) {
     require_aligned_args(&args, sizeof args);
     return bind(gather, buffers(args));
   });
+}
+
+// The tensors of each pass.
+inline WgmmaBuffers wgmma_fwd_buffers(const Conv2dFwd::Args& a) {
+  return {.src = a.x, .filter = a.w, .bias = a.bias, .out = a.y};
+}
+inline WgmmaBuffers wgmma_dgrad_buffers(const Conv2dDgrad::Args& a) {
+  return {.src = a.dy, .filter = a.w, .bias = nullptr, .out = a.dx};
 }
 
 }  // namespace kiln

@@ -72,18 +72,18 @@ std::vector<TensorSpec> DepthwiseConv2dFwd::tensors(const DepthwiseConv2dProblem
 }
 
 std::vector<TensorSpec> DepthwiseConv2dDgrad::tensors(const DepthwiseConv2dProblem& p) {
-  return {{.name = "dy", .shape = y_shape(p), .dtype = p.dtype},
-          {.name = "w", .shape = w_shape(p), .dtype = p.dtype},
-          {.name = "dx", .shape = x_shape(p), .dtype = p.dtype, .role = Role::kOut, .terms = 1.0 * p.r * p.s}};
+  return {
+      {.name = "dy", .shape = y_shape(p), .dtype = p.dtype},
+      {.name = "w", .shape = w_shape(p), .dtype = p.dtype},
+      {.name = "dx", .shape = x_shape(p), .dtype = p.dtype, .role = Role::kOut, .terms = 1.0 * p.r * p.s}};
 }
 
 std::vector<TensorSpec> DepthwiseConv2dWgrad::tensors(const DepthwiseConv2dProblem& p) {
   const double terms = 1.0 * p.n * p.p() * p.q();
-  return {
-      {.name = "dy", .shape = y_shape(p), .dtype = p.dtype},
-      {.name = "x", .shape = x_shape(p), .dtype = p.dtype},
-      {.name = "dw", .shape = w_shape(p), .role = Role::kOut, .terms = terms},
-      {.name = "dbias", .shape = {p.c}, .role = p.bias ? Role::kOut : Role::kAbsent, .terms = terms}};
+  return {{.name = "dy", .shape = y_shape(p), .dtype = p.dtype},
+          {.name = "x", .shape = x_shape(p), .dtype = p.dtype},
+          {.name = "dw", .shape = w_shape(p), .role = Role::kOut, .terms = terms},
+          {.name = "dbias", .shape = {p.c}, .role = p.bias ? Role::kOut : Role::kAbsent, .terms = terms}};
 }
 
 }  // namespace kiln

@@ -4,9 +4,11 @@
 // A thread owns a pair of channels and kColumns neighbouring columns of y and walks down the rows of its task
 // (depthwise_conv2d_tile.cuh). Stage k takes the kStride input rows from k*kStride on, each pixel loaded once,
 // and adds them to the kRing output rows they belong to, whose sums are in registers; the oldest is then
-// complete and stored. kBuffers stages are in flight. Filter and sums are fp32. Rows outside the image cost
-// nothing. No shared memory. Channels even, filter 3x3 or 5x5, stride 1 or 2. Deterministic. Mirrors
+// complete and stored. kBuffers stages are in flight. Filter and sums are fp32. 16 KiB of shared memory for 5x5
+// at stride 1 in bf16 (taps for which there are no registers), else none. No shared memory. Channels even, filter 3x3 or 5x5, stride 1 or 2. Deterministic. Mirrors
 // cpu_reference/depthwise_conv2d_naive.cpp.
+#include <utility>
+
 #include "kernels/common/check.h"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_correlation.h"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tile.cuh"
@@ -22,9 +24,13 @@ struct Config {
   static constexpr int kR = kR_, kStride = kStride_;
   static constexpr int kInputs = (kColumns - 1) * kStride + kR;  // input columns under the strip
   static constexpr int kRing = (kR + kStride - 1) / kStride;
-  static constexpr int kBuffers = kRing == 3 && kStride == 1 ? 3 : sizeof(T) == 2 || kR == 3 ? 2 : 1;
-  // Registers allow as many blocks a multiprocessor.
-  static constexpr int kBlocks = kR == 3 ? (sizeof(T) == 2 ? 5 : 4) : (sizeof(T) == 2 ? 4 : 3);
+  static constexpr int kBuffers = kStride == 1 ? (kR == 3 ? 3 : 2) : (kR == 3 && sizeof(T) == 2 ? 2 : 1);
+  static constexpr bool kBf16 = sizeof(T) == 2;
+  static constexpr bool kTight = kR == 5 && kStride == 1 && kBf16;  // short of registers
+  static constexpr int kBlocks = kTight || (kR == 3 && kBf16) ? 4 : kR == 3 || kBf16 ? 3 : 2;  // a multiprocessor
+  // Filter rows whose taps are in registers; those of the others are in shared memory.
+  static constexpr int kTapRows = kTight ? 2 : kR;
+  static constexpr int kSharedTaps = (kR - kTapRows) * kR;
   // Stages from one use of stage j's buffer to the next.
   static __host__ __device__ constexpr int next_use(int j) {
     int d = 1;
@@ -42,45 +48,111 @@ struct Shape {
   DepthwiseTile tile;
 };
 
-// The input under a thread's strip.
-template <class T>
-struct Strip {
-  const T* x;       // pixel (h0, w0) of the thread's image, its channels; may lie outside
-  int h0, h_end;    // rows 0 <= h < h_end are read
-  unsigned inside;  // columns
-};
+// What a thread holds while it walks down. Everything but the numbers is indexed by constants: registers.
+template <class T, int kR, int kStride>
+struct Walk {
+  using Config = Config<T, kR, kStride>;
+  static constexpr int kRing = Config::kRing, kInputs = Config::kInputs;
 
-template <class Config, class T>
-__device__ __forceinline__ void load_stage(PixelRow<T, Config::kInputs> (&stage)[Config::kStride],
-                                           const Strip<T>& in, const Shape& g, int k) {
-#pragma unroll
-  for (int e = 0; e < Config::kStride; ++e) {
-    const int row = k * Config::kStride + e;
-    if (static_cast<unsigned>(in.h0 + row) < static_cast<unsigned>(in.h_end)) {
-      stage[e].load(in.x + static_cast<ptrdiff_t>(row) * (g.w * g.c), g.c, in.inside);
-    }
-  }
-}
+  const T* x;         // pixel (h0, w0) of the thread's image, its channels; may lie outside
+  T* y;               // first output pixel
+  unsigned x_row, y_row, pixel;  // bytes from a row of x, of y, from a pixel to the next
+  int top, bottom;    // rows of the strip that are read: top <= row < bottom, row 0 is h0
+  int count;          // output rows
+  unsigned in, out;   // columns inside the image
+  float2 start;       // bias
+  float2 taps[Config::kTapRows][kR];
+  unsigned shared_taps;  // shared memory address of the thread's first tap, kThreads float2 to the next
+  PixelRow<T, kInputs> stage[Config::kBuffers][kStride];
+  float2 sum[kRing][kColumns];
 
-// Adds input row e of a stage to the sums; the newest output row is in slot j of the ring.
-template <class Config, class T>
-__device__ __forceinline__ void add_row(float2 (&sum)[Config::kRing][kColumns],
-                                        const PixelRow<T, Config::kInputs>& row,
-                                        const float2 (&w)[Config::kR][Config::kR], int j, int e) {
+  template <int kBuffer>
+  __device__ __forceinline__ void load(int k) {
 #pragma unroll
-  for (int i = 0; i < Config::kInputs; ++i) {
-    const float2 x = row.at[i].value();
-#pragma unroll
-    for (int r = e; r < Config::kR; r += Config::kStride) {
-      const int slot = (j - r / Config::kStride + Config::kRing) % Config::kRing;
-#pragma unroll
-      for (int t = 0; t < kColumns; ++t) {
-        const int s = i - t * Config::kStride;
-        if (s >= 0 && s < Config::kR) fma_pair(sum[slot][t], x, w[r][s]);
+    for (int e = 0; e < kStride; ++e) {
+      const int row = k * kStride + e;
+      if ((kStride == 1 || row >= top) && row < bottom) {  // at stride 1 the walk begins at top
+        stage[kBuffer][e].load(offset_by(x, static_cast<ptrdiff_t>(x_row) * row), pixel, in);
+      } else if (kStride > 1) {
+        stage[kBuffer][e].clear();  // the other row of the stage may be inside
       }
     }
   }
-}
+
+  // Where tap i is in shared memory, in bytes from the thread's first.
+  static __host__ __device__ constexpr unsigned tap_at(int i) {
+    return (i - Config::kTapRows * kR) * kThreads * static_cast<unsigned>(sizeof(float2));
+  }
+
+  template <int r>
+  __device__ __forceinline__ void tap_row(float2 (&row)[kR]) const {
+#pragma unroll
+    for (int s = 0; s < kR; ++s) {
+      if constexpr (r < Config::kTapRows) {
+        row[s] = taps[r][s];
+      } else {
+        row[s] = load_own(shared_taps + tap_at(r * kR + s));
+      }
+    }
+  }
+
+  // Adds input row e of a stage under filter rows r, r + kStride, ...; slot j has the newest output row.
+  template <int j, int r>
+  __device__ __forceinline__ void add_row(const float2 (&x_row)[kInputs]) {
+    float2 w[kR];
+    tap_row<r>(w);
+#pragma unroll
+    for (int i = 0; i < kInputs; ++i) {
+#pragma unroll
+      for (int t = 0; t < kColumns; ++t) {
+        const int s = i - t * kStride;
+        if (s >= 0 && s < kR) fma_pair(sum[(j - r / kStride + kRing) % kRing][t], x_row[i], w[s]);
+      }
+    }
+    if constexpr (r + kStride < kR) add_row<j, r + kStride>(x_row);
+  }
+
+  __device__ __forceinline__ void store(int row, const float2 (&v)[kColumns]) {
+    store_pixels(offset_by(y, static_cast<ptrdiff_t>(y_row) * row), pixel, out, v);
+  }
+
+  // Stage k, whose newest output row is in slot j. Returns whether it was the last.
+  template <int j>
+  __device__ __forceinline__ bool step(int k) {
+    const int done = k - (kRing - 1);  // the output row that is complete after this stage
+    if (k * kStride >= bottom) {  // no more input: what is left is complete
+#pragma unroll
+      for (int d = 0; d < kRing - 1; ++d) {
+        if (done + d >= 0 && done + d < count) store(done + d, sum[(j + 1 + d) % kRing]);
+      }
+      return true;
+    }
+    constexpr int kBuffer = j % Config::kBuffers;
+#pragma unroll
+    for (int t = 0; t < kColumns; ++t) sum[j][t] = start;
+    float2 x_rows[kStride][kInputs];
+#pragma unroll
+    for (int i = 0; i < kStride * kInputs; ++i) {
+      x_rows[i / kInputs][i % kInputs] = stage[kBuffer][i / kInputs].at[i % kInputs].value();
+      if (Config::kTight) keep(x_rows[i / kInputs][i % kInputs]);
+    }
+    if (Config::kTight) load<kBuffer>(k + Config::next_use(j));
+    add_row<j, 0>(x_rows[0]);
+    if constexpr (kStride == 2) add_row<j, 1>(x_rows[1]);
+    if (!Config::kTight) load<kBuffer>(k + Config::next_use(j));
+    if (done >= 0) store(done, sum[(j + 1) % kRing]);
+    return false;
+  }
+
+  template <int... j>
+  __device__ __forceinline__ void walk(int k, std::integer_sequence<int, j...>) {
+    while (!(step<j>(k + j) || ...)) k += kRing;
+  }
+  template <int... b>
+  __device__ __forceinline__ void load_first(int k, std::integer_sequence<int, b...>) {
+    (load<b>(k + b), ...);
+  }
+};
 
 template <class T, int kR, int kStride>
 __global__ __launch_bounds__(kThreads, Config<T, kR, kStride>::kBlocks) void
@@ -90,60 +162,51 @@ depthwise_conv2d_fwd_sliding_window_kernel(const T* __restrict__ x,         // [
                                            T* __restrict__ y,               // [N,P,Q,C]
                                            const __grid_constant__ Shape g) {
   using Config = Config<T, kR, kStride>;
-  constexpr int kRing = Config::kRing, kBuffers = Config::kBuffers;
   const DepthwisePlace at = depthwise_place(g.tile);
   if (at.pair >= g.tile.pairs || at.strip >= g.tile.strips || at.task >= g.tile.tasks) return;
   const int c = 2 * at.pair, n = at.task / g.row_tasks;
   const int p0 = (at.task - n * g.row_tasks) * g.rows, q0 = at.strip * kColumns;
-  const int count = min(g.rows, g.p - p0);  // output rows
   const int h0 = p0 * kStride - g.pad_h, w0 = q0 * kStride - g.pad_w;
-  const Strip<T> in = {x + ((static_cast<ptrdiff_t>(n) * g.h + h0) * g.w + w0) * g.c + c, h0,
-                       min(g.h, h0 + (count - 1) * kStride + kR), pixels_inside<Config::kInputs>(w0, g.w)};
-  const int first = p0 == 0 ? g.pad_h / kStride : 0;  // stages above the image are left out
 
-  PixelRow<T, Config::kInputs> stage[kBuffers][kStride];
+  Walk<T, kR, kStride> walk;
+  walk.count = min(g.rows, g.p - p0);
+  walk.top = max(0, -h0);
+  walk.bottom = min(g.h - h0, (walk.count - 1) * kStride + kR);
+  walk.x = x + ((static_cast<ptrdiff_t>(n) * g.h + h0) * g.w + w0) * g.c + c;
+  walk.y = y + ((static_cast<ptrdiff_t>(n) * g.p + p0) * g.q + q0) * g.c + c;
+  walk.pixel = g.c * sizeof(T);
+  walk.x_row = g.w * walk.pixel;
+  walk.y_row = g.q * walk.pixel;
+  walk.in = pixels_inside<Config::kInputs>(w0, g.w);
+  walk.out = pixels_inside<kColumns>(q0, g.q);
+  keep(walk.in);
+  keep(walk.out);
 #pragma unroll
-  for (int b = 0; b < kBuffers; ++b) {
+  for (int b = 0; b < Config::kBuffers; ++b) {
 #pragma unroll
-    for (int e = 0; e < kStride; ++e) stage[b][e].clear();
-    load_stage<Config>(stage[b], in, g, first + b);
+    for (int e = 0; e < kStride; ++e) walk.stage[b][e].clear();
   }
-  float2 taps[kR][kR];
+  const int first = walk.top / kStride;  // the first stage inside the image
+  walk.load_first(first, std::make_integer_sequence<int, Config::kBuffers>());
+  __shared__ float2 shared_taps[Config::kSharedTaps + 1][kThreads];
+  const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+  walk.shared_taps = static_cast<unsigned>(__cvta_generic_to_shared(&shared_taps[0][thread]));
 #pragma unroll
   for (int i = 0; i < kR * kR; ++i) {
     ChannelPair<T> tap;
     tap.load(w + (g.turned ? kR * kR - 1 - i : i) * g.c + c);
-    taps[i / kR][i % kR] = tap.value();
-  }
-  const float2 start = bias ? *reinterpret_cast<const float2*>(bias + c) : float2{0.0f, 0.0f};
-  float2 sum[kRing][kColumns];
-#pragma unroll
-  for (int i = 0; i < kRing * kColumns; ++i) sum[i / kColumns][i % kColumns] = start;
-
-  T* out = y + ((static_cast<ptrdiff_t>(n) * g.p + p0) * g.q + q0) * g.c + c;
-  for (int base = first;; base += kRing) {
-#pragma unroll
-    for (int j = 0; j < kRing; ++j) {
-      const int k = base + j, done = k - (kRing - 1);  // the output row that this stage completes
-      if (done >= count) return;
-#pragma unroll
-      for (int t = 0; t < kColumns; ++t) sum[j][t] = start;
-#pragma unroll
-      for (int e = 0; e < kStride; ++e) {
-        if (static_cast<unsigned>(h0 + k * kStride + e) < static_cast<unsigned>(in.h_end)) {
-          add_row<Config>(sum, stage[j % kBuffers][e], taps, j, e);
-        }
-      }
-      load_stage<Config>(stage[j % kBuffers], in, g, k + Config::next_use(j));
-      if (done >= 0) {
-        T* row = out + static_cast<ptrdiff_t>(done) * (g.q * g.c);
-#pragma unroll
-        for (int t = 0; t < kColumns; ++t) {
-          if (q0 + t < g.q) ChannelPair<T>::store(row + t * g.c, sum[(j + 1) % kRing][t]);
-        }
-      }
+    float2 value = tap.value();
+    keep(value);
+    if (i < Config::kTapRows * kR) {
+      walk.taps[i / kR][i % kR] = value;
+    } else {
+      store_own(walk.shared_taps + walk.tap_at(i), value);
     }
   }
+  walk.start = bias ? *reinterpret_cast<const float2*>(bias + c) : float2{0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < Config::kRing * kColumns; ++i) walk.sum[i / kColumns][i % kColumns] = walk.start;
+  walk.walk(first, std::make_integer_sequence<int, Config::kRing>());
 }
 
 template <class T, int kR, int kStride>

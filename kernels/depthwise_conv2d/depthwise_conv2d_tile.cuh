@@ -11,6 +11,7 @@
 #include <charconv>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "kernels/common/error.h"
 #include "kernels/common/grid.h"
@@ -79,6 +80,9 @@ inline int depthwise_rows_of_config(std::string_view config) {
 inline Support depthwise_supports(const DepthwiseConv2dProblem& p, const Device&) {
   if (p.c % 2 != 0) return Support::no("channels must be even");
   if (p.r != p.s || (p.r != 3 && p.r != 5)) return Support::no("the filter must be 3x3 or 5x5");
+  if (1LL * std::max(p.w, p.q()) * p.c >= 1 << 28) {
+    return Support::no("rows must be below 2^28 elements");  // their bytes are unsigned numbers
+  }
   return Support::require(p.stride_h == p.stride_w && (p.stride_h == 1 || p.stride_h == 2),
                           "the stride must be 1 or 2, the same in both directions");
 }
@@ -125,7 +129,30 @@ __device__ __forceinline__ unsigned pixels_inside(int first, int length) {
   return inside;
 }
 
-// kCount neighbouring pixels of a row; those outside the image are cleared once and never loaded.
+// Hides from the compiler how a value was computed, so that it stays in registers: it would rather unpack bf16
+// taps again for each use, and compute masks again for each access.
+__device__ __forceinline__ void keep(float2& v) { asm("" : "+f"(v.x), "+f"(v.y)); }
+__device__ __forceinline__ void keep(unsigned& v) { asm("" : "+r"(v)); }
+
+// A thread's own values in shared memory, at an address of __cvta_generic_to_shared. volatile: they stay in order
+// among themselves, and the compiler does not move the values back into registers.
+__device__ __forceinline__ float2 load_own(unsigned shared) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(shared));
+  return v;
+}
+__device__ __forceinline__ void store_own(unsigned shared, float2 v) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(v.x), "f"(v.y));
+}
+
+template <class T>
+__device__ __forceinline__ T* offset_by(T* p, ptrdiff_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(p) + bytes);
+}
+
+// kCount neighbouring pixels of a row, pixel_bytes apart; those that are not inside the image are cleared once
+// and never loaded.
 template <class T, int kCount>
 struct PixelRow {
   ChannelPair<T> at[kCount];
@@ -134,12 +161,23 @@ struct PixelRow {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) at[i].clear();
   }
-  __device__ __forceinline__ void load(const T* row, int channels, unsigned inside) {
+  __device__ __forceinline__ void load(const T* row, unsigned pixel_bytes, unsigned inside) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (inside >> i & 1u) at[i].load(row + i * channels);
+      if (inside >> i & 1u) at[i].load(offset_by(row, static_cast<ptrdiff_t>(pixel_bytes) * i));
     }
   }
 };
+
+// Stores kCount neighbouring pixels, those inside the image.
+template <class T, int kCount>
+__device__ __forceinline__ void store_pixels(T* row, unsigned pixel_bytes, unsigned inside,
+                                             const float2 (&v)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    T* at = offset_by(row, static_cast<ptrdiff_t>(pixel_bytes) * i);
+    if (inside >> i & 1u) ChannelPair<T>::store(at, v[i]);
+  }
+}
 
 }  // namespace kiln

@@ -1,4 +1,5 @@
-// pool2d: max_pool2d (with the position of the maximum saved for the backward pass) and global_avg_pool. NHWC.
+// pool2d: max_pool2d (with the position of the maximum saved for the backward pass) and global_avg_pool.
+// NHWC.
 //
 //   max fwd  y[n,p,q,c] = max_{r,s in window, inside the image} x[n, p*sh+r-ph, q*sw+s-pw, c]
 //            NaN wins; the first maximum in (r,s) order is the position; output size is floor mode (PyTorch).

@@ -13,12 +13,14 @@ namespace {
 
 constexpr double kExactFp32 = 16777216.0;  // 2^24: integers up to here are exact
 
-// Calls store(i, bits) for i in [0, count), four elements a Philox draw; `tensor` keeps a case's tensors apart.
+// Calls store(i, bits) for i in [0, count), four elements a Philox draw; `tensor` keeps a case's tensors
+// apart.
 template <class Store>
 void draw_each(uint64_t seed, size_t tensor, int64_t count, const Store& store) {
 #pragma omp parallel for schedule(static) if (count > 65536)
   for (int64_t block = 0; block < (count + 3) / 4; ++block) {
-    const Philox4 draw = philox(seed, PhiloxStream::kTest, static_cast<uint64_t>(block), static_cast<uint32_t>(tensor));
+    const Philox4 draw =
+        philox(seed, PhiloxStream::kTest, static_cast<uint64_t>(block), static_cast<uint32_t>(tensor));
     for (int64_t i = 4 * block; i < std::min(count, 4 * block + 4); ++i) store(i, draw.v[i & 3]);
   }
 }
@@ -27,7 +29,8 @@ void draw_each(uint64_t seed, size_t tensor, int64_t count, const Store& store) 
 void fill_normal(uint64_t seed, size_t tensor, float* values, int64_t count) {
 #pragma omp parallel for schedule(static) if (count > 65536)
   for (int64_t block = 0; block < (count + 3) / 4; ++block) {
-    const Philox4 draw = philox(seed, PhiloxStream::kTest, static_cast<uint64_t>(block), static_cast<uint32_t>(tensor));
+    const Philox4 draw =
+        philox(seed, PhiloxStream::kTest, static_cast<uint64_t>(block), static_cast<uint32_t>(tensor));
     float normal[4];
     for (int j = 0; j < 4; j += 2) {
       const float radius = std::sqrt(-2.0f * std::log(1.0f - uniform01(draw.v[j])));
@@ -87,7 +90,8 @@ int exact_limit(double terms) {
   fail_usage("a sum of " + std::to_string(terms) + " terms is too long for exact data: integers beyond 2^24");
 }
 
-HostTensors make_inputs(const PassInfo& pass, std::string_view problem, DType dtype, uint64_t seed, FillMode mode) {
+HostTensors make_inputs(const PassInfo& pass, std::string_view problem, DType dtype, uint64_t seed,
+                        FillMode mode) {
   const AnyProblem wide = pass.parse(problem, DType::kF32);
   const std::vector<TensorSpec> stored = pass.tensors(pass.parse(problem, dtype));
   int limit = 3;

@@ -62,11 +62,11 @@ std::string coordinate(const std::vector<int64_t>& shape, int64_t index) {
 
 // What is left of a tensor after the comparison of its elements.
 struct Difference {
-  long long wrong = 0;     // elements out of bounds
-  int64_t first = -1;      // the first of them
-  int64_t worst = -1;      // the one furthest beyond its bound; a value that is not finite is furthest
+  long long wrong = 0;  // elements out of bounds
+  int64_t first = -1;   // the first of them
+  int64_t worst = -1;   // the one furthest beyond its bound; a value that is not finite is furthest
   double worst_excess = -1;
-  double squares = 0;      // of the differences within bounds
+  double squares = 0;  // of the differences within bounds
 
   void merge(const Difference& next) {
     wrong += next.wrong;
@@ -79,8 +79,8 @@ struct Difference {
   }
 };
 
-Difference difference_of(const Tolerance& tolerance, DType stored, const HostTensor& got, const HostTensor& want,
-                         int64_t begin, int64_t end) {
+Difference difference_of(const Tolerance& tolerance, DType stored, const HostTensor& got,
+                         const HostTensor& want, int64_t begin, int64_t end) {
   Difference d;
   for (int64_t i = begin; i < end; ++i) {
     const double g = value_at(got, i), w = value_at(want, i);
@@ -91,8 +91,9 @@ Difference difference_of(const Tolerance& tolerance, DType stored, const HostTen
     }
     ++d.wrong;
     if (d.first < 0) d.first = i;
-    const double excess =
-        std::isfinite(distance) ? distance / (tolerance.absolute + tolerance.relative * std::abs(w) + 1e-30) : INFINITY;
+    const double excess = std::isfinite(distance)
+                              ? distance / (tolerance.absolute + tolerance.relative * std::abs(w) + 1e-30)
+                              : INFINITY;
     if (excess > d.worst_excess) {
       d.worst_excess = excess;
       d.worst = i;
@@ -138,8 +139,10 @@ Verdict wrong(const Case& c, const std::string& what) {
   return {false, describe(c) + ": " + what + "\n  repeat: " + c.repeat()};
 }
 
-// The output that a reduced-precision copy is rounded from: the fp32 problem has no such tensor to judge it by.
-const HostTensor* original_of(const TensorSpec& spec, const std::vector<TensorSpec>& specs, const HostTensors& got) {
+// The output that a reduced-precision copy is rounded from: the fp32 problem has no such tensor to judge it
+// by.
+const HostTensor* original_of(const TensorSpec& spec, const std::vector<TensorSpec>& specs,
+                              const HostTensors& got) {
   if (spec.name != "copy") return nullptr;
   for (size_t i = 0; i < specs.size(); ++i) {
     if (specs[i].name == "param") return &got[i];
@@ -168,8 +171,8 @@ std::string Case::repeat() const {
 std::shared_ptr<const Reference> judge(const Case& c) {
   static std::list<std::pair<std::string, std::shared_ptr<const Reference>>> cache;  // newest first
   const bool rounded = c.dtype == DType::kBF16 && (c.mode == FillMode::kReal || has_narrow_derived(c));
-  const std::string key = c.pass->id() + "/" + c.problem + "/" + name_of(c.mode) + (rounded ? "/rounded/" : "/") +
-                          std::to_string(c.seed);
+  const std::string key = c.pass->id() + "/" + c.problem + "/" + name_of(c.mode) +
+                          (rounded ? "/rounded/" : "/") + std::to_string(c.seed);
   for (auto it = cache.begin(); it != cache.end(); ++it) {
     if (it->first != key) continue;
     cache.splice(cache.begin(), cache, it);
@@ -185,8 +188,9 @@ std::shared_ptr<const Reference> judge(const Case& c) {
 }
 
 HostTensors run(const Case& c, const HostTensors& inputs, unsigned char garbage) {
-  return execute(*c.pass, c.pass->parse(c.problem, c.dtype), *c.device, c.impl, inputs,
-                 {.guard_bytes = c.undefined ? 0 : kGuardBytes, .workspace_fill = garbage, .undefined = c.undefined});
+  return execute(
+      *c.pass, c.pass->parse(c.problem, c.dtype), *c.device, c.impl, inputs,
+      {.guard_bytes = c.undefined ? 0 : kGuardBytes, .workspace_fill = garbage, .undefined = c.undefined});
 }
 
 Verdict compare_tensors(const Case& c, const std::vector<TensorSpec>& specs, const HostTensors& got,
@@ -218,13 +222,14 @@ Verdict compare_tensors(const Case& c, const std::vector<TensorSpec>& specs, con
       if (tolerance.bit_equal) {
         text << " (to the bit)";
       } else {
-        text << " within " << tolerance.absolute + tolerance.relative * std::abs(value_at(*reference, d.worst));
+        text << " within "
+             << tolerance.absolute + tolerance.relative * std::abs(value_at(*reference, d.worst));
       }
       return wrong(c, text.str());
     }
     if (!tolerance.bit_equal && !(norm <= tolerance.norm)) {
-      text << "'" << spec.name << "': root-mean-square error " << norm << ", allowed " << tolerance.norm << " (of "
-           << rms << ")";
+      text << "'" << spec.name << "': root-mean-square error " << norm << ", allowed " << tolerance.norm
+           << " (of " << rms << ")";
       return wrong(c, text.str());
     }
   }

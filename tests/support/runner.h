@@ -10,7 +10,8 @@
 
 namespace kiln {
 
-// Up to here (1 GMAC is 2 GFLOP) cpu_naive is the judge; beyond, on a machine with a GPU, CUDA's naive in fp32.
+// Up to here (1 GMAC is 2 GFLOP) cpu_naive is the judge; beyond, on a machine with a GPU, CUDA's naive in
+// fp32.
 constexpr double kCpuJudgeFlops = 0.2e9;
 constexpr size_t kGuardBytes = 256;
 
@@ -42,8 +43,8 @@ struct Reference {
 // Cached: cases of one problem, mode and seed share it (and, in exact mode, all dtypes).
 std::shared_ptr<const Reference> judge(const Case& c);
 
-// Runs the case once between guard bytes, on NaN outputs and a workspace of `garbage` bytes. Throws Error for a guard
-// that was overwritten and for a launch that failed.
+// Runs the case once between guard bytes, on NaN outputs and a workspace of `garbage` bytes. Throws Error for
+// a guard that was overwritten and for a launch that failed.
 HostTensors run(const Case& c, const HostTensors& inputs, unsigned char garbage);
 
 // Every output against the judge's.
@@ -53,8 +54,8 @@ Verdict compare(const Case& c, const HostTensors& got, const HostTensors& want);
 Verdict compare_tensors(const Case& c, const std::vector<TensorSpec>& specs, const HostTensors& got,
                         const HostTensors& want);
 
-// The whole test of an implementation on a problem: exact data where a sum or a selection can be exact, real data, and
-// twice the same bits (peers excepted). Turns Errors into verdicts.
+// The whole test of an implementation on a problem: exact data where a sum or a selection can be exact, real
+// data, and twice the same bits (peers excepted). Turns Errors into verdicts.
 Verdict check(Case c);
 
 }  // namespace kiln

@@ -43,13 +43,14 @@ std::vector<NamedProblem> nets() {
 std::vector<NamedProblem> tests() {
   std::vector<NamedProblem> list;
   append(list, test_convolutions());
+  append(list, test_depthwise_convolutions());
   append(list, test_other_layers());
   append(list, test_updates());
   // Real layers: small ones at batch 2, resnet18's convolutions (37.7 MMAC an image) at batch 1.
   append(list, network_problems("small_cnn", 2));
   append(list, network_problems("resnet18", 1));
   for (const NamedProblem& p : peer_problems()) {
-    const bool convolution = p.op == "conv2d";
+    const bool convolution = p.op == "conv2d" || p.op == "depthwise_conv2d";
     append(list, {{p.label, p.op, with_batch(p.text, convolution ? 1 : 2), p.passes}});
   }
   // Slabs of whole networks are for the bench.

@@ -17,8 +17,9 @@ struct NamedProblem {
   bool has_pass(std::string_view pass) const;
 };
 
-// peers: the rows of the comparison with vendor libraries. nets: all layers of small_cnn and resnet18 at batch 512, each
-// shape once (the label counts the layers that share it). test: small problems, below 0.1 GMAC each.
+// peers: the rows of the comparison with vendor libraries. nets: all layers of small_cnn and resnet18 at
+// batch 512, each shape once (the label counts the layers that share it). test: small problems, below 0.1
+// GMAC each.
 enum class Suite { kPeers, kNets, kTest };
 Suite suite_from_name(std::string_view name);  // "peers", "nets", "test"; throws Error
 
@@ -44,7 +45,8 @@ struct ImplCase {
   std::string name() const;  // "smem_tile/bf16/n2_h7_w9_c17_k17_r3"
 };
 
-// Every implementation that supports a problem of the test suite, problem by problem. ops: which, {} for all compiled.
+// Every implementation that supports a problem of the test suite, problem by problem. ops: which, {} for all
+// compiled.
 std::vector<ImplCase> test_cases(const std::vector<std::string>& ops);
 
 }  // namespace kiln

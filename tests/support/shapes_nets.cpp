@@ -60,7 +60,8 @@ class NetworkWalk {
   }
   std::vector<NamedProblem> finish() {
     add("loss", "softmax_xent", "n" + num(n_) + "_c" + num(c_), "");
-    add("parameters", "sgd", "n" + num(parameters_) + "_d" + num(parameters_) + "_m0.9_wd0.0005_nesterov", "");
+    add("parameters", "sgd", "n" + num(parameters_) + "_d" + num(parameters_) + "_m0.9_wd0.0005_nesterov",
+        "");
     add("parameters", "grad_norm", "n" + num(parameters_), "");
     return std::move(list_);
   }
@@ -132,18 +133,40 @@ std::vector<NamedProblem> peer_problems() {
     const char* label;
     int n, c, h, k, r, stride;
   };
-  for (const Conv& v : {Conv{"airbench.block1.conv1", 2000, 24, 31, 64, 3, 1}, {"airbench.block1.conv2", 2000, 64, 15, 64, 3, 1},
-                        {"airbench.block2.conv1", 2000, 64, 15, 256, 3, 1}, {"airbench.block2.conv2", 2000, 256, 7, 256, 3, 1},
-                        {"airbench.block3.conv2", 2000, 256, 3, 256, 3, 1}, {"resnet18.conv1", 512, 3, 32, 64, 3, 1},
-                        {"resnet18.layer1.0.conv1", 512, 64, 32, 64, 3, 1}, {"resnet18.layer2.0.conv1", 512, 64, 32, 128, 3, 2},
-                        {"resnet18.layer2.0.conv2", 512, 128, 16, 128, 3, 1}, {"resnet18.layer3.0.conv1", 512, 128, 16, 256, 3, 2},
-                        {"resnet18.layer3.0.conv2", 512, 256, 8, 256, 3, 1}, {"resnet18.layer4.0.conv1", 512, 256, 8, 512, 3, 2},
-                        {"resnet18.layer4.0.conv2", 512, 512, 4, 512, 3, 1}, {"resnet18.layer2.0.shortcut.0", 512, 64, 32, 128, 1, 2},
-                        {"mobilenet_v2.expand.16", 512, 16, 32, 96, 1, 1}, {"mobilenet_v2.project.96", 512, 96, 32, 24, 1, 1},
-                        {"mobilenet_v2.project.384", 512, 384, 8, 64, 1, 1}, {"mobilenet_v2.expand.64", 512, 64, 8, 384, 1, 1},
+  for (const Conv& v : {Conv{"airbench.block1.conv1", 2000, 24, 31, 64, 3, 1},
+                        {"airbench.block1.conv2", 2000, 64, 15, 64, 3, 1},
+                        {"airbench.block2.conv1", 2000, 64, 15, 256, 3, 1},
+                        {"airbench.block2.conv2", 2000, 256, 7, 256, 3, 1},
+                        {"airbench.block3.conv2", 2000, 256, 3, 256, 3, 1},
+                        {"resnet18.conv1", 512, 3, 32, 64, 3, 1},
+                        {"resnet18.layer1.0.conv1", 512, 64, 32, 64, 3, 1},
+                        {"resnet18.layer2.0.conv1", 512, 64, 32, 128, 3, 2},
+                        {"resnet18.layer2.0.conv2", 512, 128, 16, 128, 3, 1},
+                        {"resnet18.layer3.0.conv1", 512, 128, 16, 256, 3, 2},
+                        {"resnet18.layer3.0.conv2", 512, 256, 8, 256, 3, 1},
+                        {"resnet18.layer4.0.conv1", 512, 256, 8, 512, 3, 2},
+                        {"resnet18.layer4.0.conv2", 512, 512, 4, 512, 3, 1},
+                        {"resnet18.layer2.0.shortcut.0", 512, 64, 32, 128, 1, 2},
+                        {"mobilenet_v2.expand.16", 512, 16, 32, 96, 1, 1},
+                        {"mobilenet_v2.project.96", 512, 96, 32, 24, 1, 1},
+                        {"mobilenet_v2.project.384", 512, 384, 8, 64, 1, 1},
+                        {"mobilenet_v2.expand.64", 512, 64, 8, 384, 1, 1},
                         {"mobilenet_v2.project.960", 512, 960, 4, 160, 1, 1}}) {
     list.push_back({v.label, "conv2d",
-                    "n" + num(v.n) + "_h" + num(v.h) + "_w" + num(v.h) + "_c" + num(v.c) + "_k" + num(v.k) + "_r" + num(v.r) +
+                    "n" + num(v.n) + "_h" + num(v.h) + "_w" + num(v.h) + "_c" + num(v.c) + "_k" + num(v.k) +
+                        "_r" + num(v.r) + (v.stride > 1 ? "_st" + num(v.stride) : ""),
+                    ""});
+  }
+  for (const Conv& v : {Conv{"mobilenet_v2.depthwise.32", 512, 32, 32, 32, 3, 1},
+                        {"mobilenet_v2.depthwise.96", 512, 96, 32, 96, 3, 1},
+                        {"mobilenet_v2.depthwise.144", 512, 144, 32, 144, 3, 2},
+                        {"mobilenet_v2.depthwise.192", 512, 192, 16, 192, 3, 1},
+                        {"mobilenet_v2.depthwise.384", 512, 384, 8, 384, 3, 1},
+                        {"mobilenet_v2.depthwise.576", 512, 576, 8, 576, 3, 2},
+                        {"mobilenet_v2.depthwise.960", 512, 960, 4, 960, 3, 1},
+                        {"depthwise.5x5", 512, 64, 16, 64, 5, 1}}) {
+    list.push_back({v.label, "depthwise_conv2d",
+                    "n" + num(v.n) + "_h" + num(v.h) + "_w" + num(v.h) + "_c" + num(v.c) + "_r" + num(v.r) +
                         (v.stride > 1 ? "_st" + num(v.stride) : ""),
                     ""});
   }
@@ -154,19 +177,25 @@ std::vector<NamedProblem> peer_problems() {
   const auto text = [](const Image& v) {
     return "n" + num(v.n) + "_h" + num(v.h) + "_w" + num(v.h) + "_c" + num(v.c);
   };
-  for (const Image& v : {Image{"resnet18.layer1.0.bn1", 512, 64, 32}, {"resnet18.layer2.0.bn1", 512, 128, 16},
-                         {"resnet18.layer3.0.bn1", 512, 256, 8}, {"resnet18.layer4.0.bn1", 512, 512, 4},
-                         {"airbench.block1.bn1", 2000, 64, 15}, {"airbench.block2.bn1", 2000, 256, 7}}) {
+  for (const Image& v : {Image{"resnet18.layer1.0.bn1", 512, 64, 32},
+                         {"resnet18.layer2.0.bn1", 512, 128, 16},
+                         {"resnet18.layer3.0.bn1", 512, 256, 8},
+                         {"resnet18.layer4.0.bn1", 512, 512, 4},
+                         {"airbench.block1.bn1", 2000, 64, 15},
+                         {"airbench.block2.bn1", 2000, 256, 7}}) {
     list.push_back({v.label, "batchnorm", text(v), "fwd_train,bwd"});
     list.push_back({v.label + std::string("+relu"), "batchnorm", text(v) + "_relu", "fwd_train,bwd"});
   }
-  for (const Image& v : {Image{"pool.512.64", 512, 64, 32}, {"airbench.block1.pool", 2000, 64, 31},
-                         {"airbench.block2.pool", 2000, 256, 15}, {"pool.512.256", 512, 256, 8}}) {
+  for (const Image& v : {Image{"pool.512.64", 512, 64, 32},
+                         {"airbench.block1.pool", 2000, 64, 31},
+                         {"airbench.block2.pool", 2000, 256, 15},
+                         {"pool.512.256", 512, 256, 8}}) {
     list.push_back({v.label, "max_pool2d", text(v) + "_r2_st2_p0_arg8", ""});
     list.push_back({v.label, "global_avg_pool", text(v), "fwd"});
   }
   for (const char* rows : {"n512_c10", "n2000_c10", "n65536_c10", "n8192_c1000"}) {
-    list.push_back({std::string("softmax_xent.") + rows, "softmax_xent", rows + std::string("_ls0.1"), "fwd_bwd"});
+    list.push_back(
+        {std::string("softmax_xent.") + rows, "softmax_xent", rows + std::string("_ls0.1"), "fwd_bwd"});
   }
   return list;
 }

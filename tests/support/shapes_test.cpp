@@ -1,4 +1,5 @@
-// Made-up problems for the tests: for each kind a plain, a tail, a strided and a batch-1 case, and what kernels trip over.
+// Made-up problems for the tests: for each kind a plain, a tail, a strided and a batch-1 case, and what
+// kernels trip over.
 #include "tests/support/shape_lists.h"
 
 namespace kiln {
@@ -25,8 +26,9 @@ std::vector<NamedProblem> test_convolutions() {
       add("batch1", "n1_h15_w15_c8_k24" + end);
     }
   }
-  for (const char* padded : {"_r3_p0", "_r3_p2", "_r5_p0", "_r5_p4", "_r3x5_p0", "_r3x5_p2x4", "_r3_p0x1", "_r3_p1x0",
-                             "_r5_p1", "_r2_p0", "_r7_p0", "_r3_st2_p0", "_r3_st3_p1", "_r5_st3_p0"}) {
+  for (const char* padded :
+       {"_r3_p0", "_r3_p2", "_r5_p0", "_r5_p4", "_r3x5_p0", "_r3x5_p2x4", "_r3_p0x1", "_r3_p1x0", "_r5_p1",
+        "_r2_p0", "_r7_p0", "_r3_st2_p0", "_r3_st3_p1", "_r5_st3_p0"}) {
     add("padding", std::string("n2_h9_w9_c8_k16") + padded);
   }
   for (const int side : {31, 15, 7, 3}) {
@@ -42,24 +44,51 @@ std::vector<NamedProblem> test_convolutions() {
                            "_c96_k192_r1_st2", "_c320_k16_r1", "_c129_k65_r3"}) {
     add("wide", std::string("n1_h8_w8") + wide);
   }
-  for (const char* rows : {"n3_h5_w6_c32_k32_r3", "n5_h16_w16_c32_k32_r3", "n1_h1_w1_c64_k64_r3", "n7_h4_w4_c64_k64_r3",
-                           "n1_h1_w33_c16_k16_r3", "n1_h33_w1_c16_k16_r3", "n33_h2_w2_c16_k16_r3", "n130_h1_w1_c32_k32_r1",
-                           "n2_h32_w32_c16_k16_r3", "n1_h64_w48_c8_k8_r3"}) {
+  for (const char* rows :
+       {"n3_h5_w6_c32_k32_r3", "n5_h16_w16_c32_k32_r3", "n1_h1_w1_c64_k64_r3", "n7_h4_w4_c64_k64_r3",
+        "n1_h1_w33_c16_k16_r3", "n1_h33_w1_c16_k16_r3", "n33_h2_w2_c16_k16_r3", "n130_h1_w1_c32_k32_r1",
+        "n2_h32_w32_c16_k16_r3", "n1_h64_w48_c8_k8_r3"}) {
     add("rows", rows);
   }
   for (const char* input : {"n2_h32_w32_c3_k32_r3", "n2_h32_w32_c3_k32_r3_cs8", "n2_h32_w32_c3_k32_r3_cs4",
-                            "n2_h7_w9_c3_k17_r3_cs8", "n2_h8_w8_c3_k16_r5_st2_cs8", "n1_h8_w8_c16_k16_r3_cs24",
-                            "n2_h8_w8_c1_k16_r3_cs8", "n2_h8_w8_c3_k10_r1_cs8"}) {
+                            "n2_h7_w9_c3_k17_r3_cs8", "n2_h8_w8_c3_k16_r5_st2_cs8",
+                            "n1_h8_w8_c16_k16_r3_cs24", "n2_h8_w8_c1_k16_r3_cs8", "n2_h8_w8_c3_k10_r1_cs8"}) {
     add("image", input);
   }
-  for (const char* biased : {"n2_h8_w8_c16_k32_r3_bias", "n2_h7_w9_c17_k17_r3_bias", "n2_h8_w8_c32_k64_r1_bias",
-                             "n1_h9_w9_c8_k16_r3_st2_bias", "n2_h8_w8_c3_k32_r3_cs8_bias", "n2_h8_w8_c64_k10_r1_bias"}) {
+  for (const char* biased :
+       {"n2_h8_w8_c16_k32_r3_bias", "n2_h7_w9_c17_k17_r3_bias", "n2_h8_w8_c32_k64_r1_bias",
+        "n1_h9_w9_c8_k16_r3_st2_bias", "n2_h8_w8_c3_k32_r3_cs8_bias", "n2_h8_w8_c64_k10_r1_bias"}) {
     add("bias", biased, "fwd,wgrad");
   }
-  for (const char* residual : {"n2_h8_w8_c16_k32_r3_acc", "n2_h7_w9_c17_k17_r3_acc", "n2_h8_w8_c32_k64_r1_acc",
-                               "n1_h9_w9_c8_k16_r3_st2_acc", "n2_h8_w8_c32_k64_r1_st2_acc", "n2_h8_w8_c64_k64_r3_acc",
-                               "n2_h8_w8_c8_k8_r5_acc", "n2_h9_w9_c24_k16_r3_st1x2_acc"}) {
+  for (const char* residual :
+       {"n2_h8_w8_c16_k32_r3_acc", "n2_h7_w9_c17_k17_r3_acc", "n2_h8_w8_c32_k64_r1_acc",
+        "n1_h9_w9_c8_k16_r3_st2_acc", "n2_h8_w8_c32_k64_r1_st2_acc", "n2_h8_w8_c64_k64_r3_acc",
+        "n2_h8_w8_c8_k8_r5_acc", "n2_h9_w9_c24_k16_r3_st1x2_acc"}) {
     add("accumulate", residual, "dgrad");
+  }
+  return list;
+}
+
+std::vector<NamedProblem> test_depthwise_convolutions() {
+  std::vector<NamedProblem> list;
+  const auto add = [&](const std::string& text, const char* passes = "") {
+    list.push_back({"depthwise_conv2d.made_up", "depthwise_conv2d", text, passes});
+  };
+  for (const char* filter : {"_r3", "_r5", "_r1", "_r7", "_r2", "_r3x5"}) {
+    for (const char* stride : {"", "_st2", "_st1x2"}) {
+      for (const char* image : {"n2_h8_w8_c32", "n2_h7_w9_c17", "n1_h15_w15_c24"}) {
+        add(std::string(image) + filter + stride);
+      }
+    }
+  }
+  for (const char* text : {"n2_h9_w9_c16_r3_p0", "n2_h9_w9_c16_r3_p2", "n2_h9_w9_c16_r5_p0",
+                           "n2_h32_w32_c8_r3", "n1_h1_w1_c64_r3", "n3_h4_w4_c136_r3", "n2_h31_w31_c10_r3_st2",
+                           "n2_h3_w3_c256_r3", "n33_h2_w2_c16_r3", "n1_h1_w33_c8_r3", "n2_h8_w8_c1_r3",
+                           "n2_h8_w8_c3_r5", "n5_h16_w16_c40_r3_st2", "n1_h64_w48_c4_r3"}) {
+    add(text);
+  }
+  for (const char* text : {"n2_h8_w8_c32_r3_bias", "n2_h7_w9_c17_r3_bias", "n2_h8_w8_c24_r5_st2_bias"}) {
+    add(text, "fwd,wgrad");
   }
   return list;
 }
@@ -80,7 +109,8 @@ std::vector<NamedProblem> test_other_layers() {
     add("linear", text);
   }
 
-  const Texts images = {"n2_h8_w8", "n2_h7_w9", "n1_h15_w15", "n3_h4_w4", "n5_h3_w3", "n2_h31_w31", "n64_h1_w1"};
+  const Texts images = {"n2_h8_w8", "n2_h7_w9",   "n1_h15_w15", "n3_h4_w4",
+                        "n5_h3_w3", "n2_h31_w31", "n64_h1_w1"};
   for (const std::string& image : images) {
     for (const int c : {1, 3, 8, 10, 17, 64, 130}) {
       add("batchnorm", image + channels(c) + (c % 2 ? "" : "_relu"));
@@ -89,19 +119,23 @@ std::vector<NamedProblem> test_other_layers() {
       add("global_avg_pool", image + channels(c));
     }
   }
-  for (const char* text : {"n2_h8_w8_c16", "n2_h8_w8_c512", "n1_h8_w8_c1024_relu", "n2_h8_w8_c16_eps0.001", "n2_h8_w8_c16_mom0.5",
-                           "n2_h7_w9_c17_relu_eps0.01_mom0.01", "n1_h2_w2_c24", "n40_h16_w16_c32_relu", "n300_h4_w4_c20",
-                           "n2_h8_w8_c16_mom1", "n2_h8_w8_c16_mom0"}) {
+  for (const char* text :
+       {"n2_h8_w8_c16", "n2_h8_w8_c512", "n1_h8_w8_c1024_relu", "n2_h8_w8_c16_eps0.001",
+        "n2_h8_w8_c16_mom0.5", "n2_h7_w9_c17_relu_eps0.01_mom0.01", "n1_h2_w2_c24", "n40_h16_w16_c32_relu",
+        "n300_h4_w4_c20", "n2_h8_w8_c16_mom1", "n2_h8_w8_c16_mom0"}) {
     add("batchnorm", text);
   }
-  add("batchnorm", "n1_h1_w1_c16", "fwd_train,fwd_apply,fwd_infer");  // one value a channel: no gradient passes
-  for (const char* text : {"n1_h1_w1_c1", "n1_h1_w7_c1", "n1_h1_w8_c1", "n1_h1_w9_c1", "n3_h100_w100_c7", "n1_h1_w65537_c1"}) {
+  add("batchnorm", "n1_h1_w1_c16",
+      "fwd_train,fwd_apply,fwd_infer");  // one value a channel: no gradient passes
+  for (const char* text :
+       {"n1_h1_w1_c1", "n1_h1_w7_c1", "n1_h1_w8_c1", "n1_h1_w9_c1", "n3_h100_w100_c7", "n1_h1_w65537_c1"}) {
     add("relu", text);
     add("add", text);
   }
   for (const char* text : {"n1_h1_w1_c512", "n2_h32_w32_c33", "n3_h2_w2_c2048"}) add("global_avg_pool", text);
 
-  for (const char* window : {"_r2_st2_p0", "_r3_st2_p1", "_r3_st1_p1", "_r2_st1_p0", "_r3x2_st2x1_p1x0", "_r3_st3_p0", "_r4_st2_p2"}) {
+  for (const char* window : {"_r2_st2_p0", "_r3_st2_p1", "_r3_st1_p1", "_r2_st1_p0", "_r3x2_st2x1_p1x0",
+                             "_r3_st3_p0", "_r4_st2_p2"}) {
     for (const std::string& image : Texts{"n2_h8_w8", "n2_h7_w9", "n1_h31_w31", "n3_h15_w15"}) {
       for (const int c : {3, 16, 17}) {
         const std::string text = image + channels(c) + window;
@@ -110,8 +144,9 @@ std::vector<NamedProblem> test_other_layers() {
       }
     }
   }
-  for (const char* text : {"n1_h3_w3_c256_r2_st2_p0_arg8", "n2_h4_w4_c1_r2_st2_p0_arg8", "n2_h9_w9_c8_r9_st1_p0_arg8",
-                           "n1_h2_w2_c8_r2_st2_p0_arg8", "n5_h6_w6_c40_r2_st2_p0_arg8", "n1_h8_w8_c8_r1_st2_p0_arg8"}) {
+  for (const char* text :
+       {"n1_h3_w3_c256_r2_st2_p0_arg8", "n2_h4_w4_c1_r2_st2_p0_arg8", "n2_h9_w9_c8_r9_st1_p0_arg8",
+        "n1_h2_w2_c8_r2_st2_p0_arg8", "n5_h6_w6_c40_r2_st2_p0_arg8", "n1_h8_w8_c8_r1_st2_p0_arg8"}) {
     add("max_pool2d", text);
   }
 
@@ -122,7 +157,8 @@ std::vector<NamedProblem> test_other_layers() {
       if (c != 17) add("softmax_xent", "n" + num(n) + channels(c));
     }
   }
-  for (const char* text : {"n5_c1024", "n5_c1025_ls0.2", "n3_c4099", "n2000_c10_ls0.1", "n9_c64_ls1"}) add("softmax_xent", text);
+  for (const char* text : {"n5_c1024", "n5_c1025_ls0.2", "n3_c4099", "n2000_c10_ls0.1", "n9_c64_ls1"})
+    add("softmax_xent", text);
   return list;
 }
 
@@ -133,9 +169,10 @@ std::vector<NamedProblem> test_updates() {
   };
   for (const int n : {1, 2, 7, 8, 9, 100, 1023, 4099, 65539}) {
     const std::string size = "n" + num(n), decayed = "_d" + num(n / 2);
-    for (const std::string& rule : Texts{"", "_m0.9", decayed + "_wd0.0005", decayed + "_m0.9_wd0.0005",
-                                         decayed + "_m0.9_wd0.0005_nesterov", "_d" + num(n) + "_m0.9_wd0.01_nesterov",
-                                         "_m0.5_nesterov", "_d" + num(n) + "_wd0.1"}) {
+    for (const std::string& rule :
+         Texts{"", "_m0.9", decayed + "_wd0.0005", decayed + "_m0.9_wd0.0005",
+               decayed + "_m0.9_wd0.0005_nesterov", "_d" + num(n) + "_m0.9_wd0.01_nesterov", "_m0.5_nesterov",
+               "_d" + num(n) + "_wd0.1"}) {
       add("sgd", size + rule);
     }
   }
@@ -143,7 +180,8 @@ std::vector<NamedProblem> test_updates() {
   for (long long n = 47; n < 2000000; n = n * 4 / 3 + 1) add("grad_norm", "n" + num(n));
 
   for (const char* image : {"n4_h32_w32_c3_m9", "n3_h7_w9_c1_m5", "n5_h8_w8_c3_m11", "n1_h16_w12_c4_m3"}) {
-    for (const char* moved : {"", "_pad4", "_pad2_flip", "_flip", "_cut4", "_pad4_flip_cut8", "_pad4_cut3", "_flip_cut1"}) {
+    for (const char* moved :
+         {"", "_pad4", "_pad2_flip", "_flip", "_cut4", "_pad4_flip_cut8", "_pad4_cut3", "_flip_cut1"}) {
       for (const char* stride : {"", "_cs8"}) {
         add("augment", std::string(image) + moved + stride);
       }

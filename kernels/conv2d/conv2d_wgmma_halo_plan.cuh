@@ -1,0 +1,105 @@
+// Host side of the halo variant of the wgmma gathered product: when it applies, its maps and tile shapes.
+#pragma once
+
+#include <limits>
+
+#include "kernels/conv2d/conv2d_wgmma_halo.cuh"
+#include "kernels/conv2d/conv2d_wgmma_plan.cuh"
+
+namespace kiln {
+
+template <class Config>
+struct HaloLayout {
+  bool fits = false;
+  HaloShape shape = {};
+};
+
+// Whole map rows of one image, or whole images, must make a tile; every 64 of its pixels lie in one image.
+template <class Config>
+HaloLayout<Config> halo_layout(const WgmmaShape& shape) {
+  HaloLayout<Config> layout;
+  const WgmmaShape g = shape_for<Config>(shape);
+  if (g.out_w % 8 || Config::kBM % g.out_w) return layout;
+  const int tile_h = std::min(Config::kBM / g.out_w, g.out_h);
+  const int image_pixels = tile_h * g.out_w;
+  if (g.out_h % tile_h || Config::kBM % image_pixels || image_pixels % 64) return layout;
+  const int tile_images = Config::kBM / image_pixels;
+  const int halo_pixels = tile_images * (tile_h + g.r - 1) * g.out_w;
+  layout.fits = halo_pixels <= Config::kHaloPixels && tile_h + g.r - 1 <= 256;
+  layout.shape = {.g = g,
+                  .tile_h = tile_h,
+                  .tile_images = tile_images,
+                  .halo_bytes = halo_pixels * Config::kBK * 2,
+                  .resident = g.column_tiles == 1 && g.steps <= Config::kBStages};
+  return layout;
+}
+
+template <class Config>
+double halo_cost(const WgmmaGather& gather) {
+  const HaloLayout<Config> layout = halo_layout<Config>(gather.shape);
+  if (!layout.fits) return std::numeric_limits<double>::infinity();
+  const WgmmaShape& g = layout.shape.g;
+  const double halos = 1.0 * g.steps / g.r * layout.shape.halo_bytes;
+  const double filter = layout.shape.resident ? 0 : 1.0 * g.steps * Config::kBStageBytes;
+  return wgmma_launch_cost<Config>(g, halos + filter, gather.multiprocessors);
+}
+
+template <class Config, bool kDgrad>
+Bound halo_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
+  const HaloLayout<Config> layout = halo_layout<Config>(gather.shape);
+  if (!layout.fits) fail_usage("conv2d wgmma_halo: this tile does not fit the map");
+  const HaloShape& shape = layout.shape;
+  const Im2colMap& src = gather.src;
+  const uint64_t pixel = src.channel_stride, w = src.w, h = src.h;
+  const CUtensorMap src_map =
+      make_tiled_map(TiledMap<4>{.base = buffers.src,
+                                 .sizes = {static_cast<uint64_t>(src.c), w, h, static_cast<uint64_t>(src.n)},
+                                 .strides = {pixel, pixel * w, pixel * w * h},
+                                 .box = {Config::kBK, static_cast<uint32_t>(shape.g.out_w),
+                                         static_cast<uint32_t>(shape.tile_h + shape.g.r - 1),
+                                         static_cast<uint32_t>(shape.tile_images)}});
+  const CUtensorMap filter_map = wgmma_filter_map<Config, kDgrad>(gather, buffers.filter);
+  return wgmma_bound<Config>(conv2d_halo_wgmma_kernel<Config, kDgrad>, src_map, filter_map, buffers, shape,
+                             wgmma_grid<Config>(shape.g, gather.multiprocessors));
+}
+
+template <class Config, bool kDgrad>
+WgmmaCandidate halo_candidate() {
+  return {std::to_string(Config::kBM) + "x" + std::to_string(Config::kBN) + "x" +
+              std::to_string(Config::kBK) + "_s" + std::to_string(Config::kAStages),
+          true, halo_cost<Config>,
+          [] {
+            check_cuda(cudaFuncSetAttribute(conv2d_halo_wgmma_kernel<Config, kDgrad>,
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
+                       "conv2d_halo_wgmma: shared memory");
+          },
+          halo_bind<Config, kDgrad>};
+}
+
+using HaloNarrow =
+    HaloConfig<256, 64, 3, 9, 320>;  // nine filter tiles: a 3x3 filter of 64 x 64 channels stays
+using HaloTall = HaloConfig<256, 128, 3, 5, 320>;
+using HaloWide = HaloConfig<128, 256, 3, 4, 192>;
+
+template <bool kDgrad>
+const std::vector<WgmmaCandidate>& halo_candidates() {
+  static const std::vector<WgmmaCandidate> all = {halo_candidate<HaloNarrow, kDgrad>(),
+                                                  halo_candidate<HaloTall, kDgrad>(),
+                                                  halo_candidate<HaloWide, kDgrad>()};
+  return all;
+}
+
+// Beyond the rules of the gathered product.
+inline Support halo_supports(const WgmmaGather& gather) {
+  const WgmmaShape& g = gather.shape;
+  if (g.stride_h != 1 || g.stride_w != 1) return Support::no("stride must be 1");
+  if (g.r < 2) return Support::no("a filter of one row shares no rows");
+  if (4 * g.src_c < 3 * 64 * ceil_div(g.src_c, 64))
+    return Support::no("the summed channels must fill three quarters of their slices of 64");
+  return Support::require(
+      halo_layout<HaloNarrow>(g).fits || halo_layout<HaloWide>(g).fits,
+      "whole rows of the output map, a multiple of 8 pixels wide, must make a tile of 256 or 128 "
+      "pixels, with a halo of at most 320 or 192");
+}
+
+}  // namespace kiln
