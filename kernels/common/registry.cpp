@@ -14,6 +14,9 @@
 #ifdef KILN_OP_CONV2D
 #include "kernels/conv2d/conv2d.h"
 #endif
+#ifdef KILN_OP_DEPTHWISE_CONV2D
+#include "kernels/depthwise_conv2d/depthwise_conv2d.h"
+#endif
 #ifdef KILN_OP_LINEAR
 #include "kernels/linear/linear.h"
 #endif
@@ -39,6 +42,9 @@ std::vector<PassInfo> make_all() {
   std::vector<PassInfo> list;
 #ifdef KILN_OP_CONV2D
   add<Conv2dFwd, Conv2dDgrad, Conv2dWgrad>(list);
+#endif
+#ifdef KILN_OP_DEPTHWISE_CONV2D
+  add<DepthwiseConv2dFwd, DepthwiseConv2dDgrad, DepthwiseConv2dWgrad>(list);
 #endif
 #ifdef KILN_OP_LINEAR
   add<LinearFwd, LinearDgrad, LinearWgrad>(list);
