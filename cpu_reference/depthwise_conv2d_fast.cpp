@@ -1,8 +1,9 @@
 // depthwise_conv2d on all cores: the inner loops run over channels, kBlock of them at a time, whose sums stay
 // in registers or the L1 cache.
 //
-//   fwd, dgrad  a thread owns rows (n,p) of y, (n,h) of dx; dgrad gathers, so that nothing is cleared or shared
-//   wgrad       a thread owns a contiguous range of rows (n,p) of dy and its own [R*S+1,C] sums (the last row
+//   fwd, dgrad  a thread owns rows (n,p) of y, (n,h) of dx; dgrad gathers, so that nothing is cleared or
+//   shared wgrad       a thread owns a contiguous range of rows (n,p) of dy and its own [R*S+1,C] sums (the
+//   last row
 //               is dbias), which are then added in the order of the ranges
 #include <algorithm>
 
@@ -12,8 +13,8 @@
 namespace kiln {
 namespace {
 
-constexpr int kBlock = 64;             // channels
-constexpr long long kLeast = 4096;     // outputs below which threads are not worth waking
+constexpr int kBlock = 64;          // channels
+constexpr long long kLeast = 4096;  // outputs below which threads are not worth waking
 
 // Taps first, first + step ... of `count` that hit pixels first_pixel, first_pixel - back ... of `length`.
 // For fwd: step 1 and pixels growing by one; for dgrad: step = stride and pixels falling by one.

@@ -47,10 +47,9 @@ void dgrad(const DepthwiseConv2dProblem& p, const DepthwiseConv2dDgrad::Args& a)
             for (int s = 0; s < p.s; ++s) {
               const int left = iw + p.pad_w - s;
               if (left < 0 || left % p.stride_w != 0 || left / p.stride_w >= Q) continue;
-              const size_t pixel =
-                  (static_cast<size_t>(n) * P + top / p.stride_h) * Q + left / p.stride_w;
-              sum += static_cast<double>(dy[pixel * p.c + c]) *
-                     w[(static_cast<size_t>(r) * p.s + s) * p.c + c];
+              const size_t pixel = (static_cast<size_t>(n) * P + top / p.stride_h) * Q + left / p.stride_w;
+              sum +=
+                  static_cast<double>(dy[pixel * p.c + c]) * w[(static_cast<size_t>(r) * p.s + s) * p.c + c];
             }
           }
           dx[((static_cast<size_t>(n) * p.h + ih) * p.w + iw) * p.c + c] = static_cast<float>(sum);

@@ -5,9 +5,9 @@
 // the padded index 2a + kShift + e, hence meets r = 2m + e - kShift of dy row a + kShift - m for m = 0 ...
 // kRing-1 (columns alike). kShift is the parity of the padding, so that cells begin at pixel 0.
 // A thread owns a pair of channels and kCells neighbouring cells and walks down the rows of cells of its task
-// (depthwise_conv2d_tile.cuh). Stage k takes one dy row, each pixel loaded once, and adds it to the kRing rows
-// of cells it belongs to, whose sums are in registers; the oldest is then complete and stored. Filter and sums
-// are fp32. No shared memory. Channels even, filter 3x3 or 5x5. Deterministic. Mirrors
+// (depthwise_conv2d_tile.cuh). Stage k takes one dy row, each pixel loaded once, and adds it to the kRing
+// rows of cells it belongs to, whose sums are in registers; the oldest is then complete and stored. Filter
+// and sums are fp32. No shared memory. Channels even, filter 3x3 or 5x5. Deterministic. Mirrors
 // cpu_reference/depthwise_conv2d_naive.cpp.
 #include <utility>
 
@@ -45,13 +45,13 @@ struct Walk {
   static constexpr int kR = Config::kR, kShift = Config::kShift, kRing = Config::kRing;
   static constexpr int kPixels = 2 * Config::kCells, kInputs = Config::kInputs;
 
-  const T* dy;        // dy row of stage 0, first column and channel; may lie outside
-  T* dx;              // first pixel of the first cell, may lie outside
+  const T* dy;                     // dy row of stage 0, first column and channel; may lie outside
+  T* dx;                           // first pixel of the first cell, may lie outside
   unsigned dy_row, dx_row, pixel;  // bytes from a row of dy, of dx, from a pixel to the next
-  int top, bottom;    // stages whose dy row exists: top <= k < bottom
-  int count;          // rows of cells
-  int h0, h;          // row of dx, rows of dx in all
-  unsigned in, out;   // columns inside the image
+  int top, bottom;                 // stages whose dy row exists: top <= k < bottom
+  int count;                       // rows of cells
+  int h0, h;                       // row of dx, rows of dx in all
+  unsigned in, out;                // columns inside the image
   float2 taps[kR][kR];
   PixelRow<T, kInputs> stage[kRing];
   float2 sum[kRing][2][kPixels];
@@ -111,11 +111,12 @@ struct Walk {
 };
 
 template <class T, int kR, int kShift>
-__global__ __launch_bounds__(kThreads, Config<T, kR, kShift>::kBlocks) void
-depthwise_conv2d_dgrad_sliding_window_kernel(const T* __restrict__ dy,  // [N,P,Q,C]
-                                             const T* __restrict__ w,   // [R,R,C]
-                                             T* __restrict__ dx,        // [N,H,W,C]
-                                             const __grid_constant__ Shape g) {
+__global__
+__launch_bounds__(kThreads, Config<T, kR, kShift>::kBlocks) void depthwise_conv2d_dgrad_sliding_window_kernel(
+    const T* __restrict__ dy,  // [N,P,Q,C]
+    const T* __restrict__ w,   // [R,R,C]
+    T* __restrict__ dx,        // [N,H,W,C]
+    const __grid_constant__ Shape g) {
   using Config = Config<T, kR, kShift>;
   const DepthwisePlace at = depthwise_place(g.tile);
   if (at.pair >= g.tile.pairs || at.strip >= g.tile.strips || at.task >= g.tile.tasks) return;
@@ -202,9 +203,8 @@ template <class T, int kR, int kShift>
 Plan<DepthwiseConv2dDgrad::Args> plan_cells(const DepthwiseConv2dProblem& p, const Device& device,
                                             int rows_wanted) {
   const Shape g = make_shape(p, kShift, Config<T, kR, kShift>::kCells, device, rows_wanted);
-  return make_plan<DepthwiseConv2dDgrad::Args>(0, [g](const auto& a, void*, Stream stream) {
-    launch<T, kR, kShift>(a, g, stream);
-  });
+  return make_plan<DepthwiseConv2dDgrad::Args>(
+      0, [g](const auto& a, void*, Stream stream) { launch<T, kR, kShift>(a, g, stream); });
 }
 
 template <class T>
@@ -225,8 +225,8 @@ Plan<DepthwiseConv2dDgrad::Args> plan_stride_1(const DepthwiseConv2dProblem& p, 
   turned.pad_w = p.s - 1 - p.pad_w;
   turned.bias = false;
   return make_plan<DepthwiseConv2dDgrad::Args>(
-      0, [run = make_depthwise_correlation(turned, true, device, config)](const auto& a, void*,
-                                                                          Stream stream) {
+      0,
+      [run = make_depthwise_correlation(turned, true, device, config)](const auto& a, void*, Stream stream) {
         run({.x = a.dy, .w = a.w, .bias = nullptr, .y = a.dx}, stream);
       });
 }

@@ -2,11 +2,11 @@
 // filter turned also dgrad at stride 1.
 //
 // A thread owns a pair of channels and kColumns neighbouring columns of y and walks down the rows of its task
-// (depthwise_conv2d_tile.cuh). Stage k takes the kStride input rows from k*kStride on, each pixel loaded once,
-// and adds them to the kRing output rows they belong to, whose sums are in registers; the oldest is then
-// complete and stored. kBuffers stages are in flight. Filter and sums are fp32. 16 KiB of shared memory for 5x5
-// at stride 1 in bf16 (taps for which there are no registers), else none. No shared memory. Channels even, filter 3x3 or 5x5, stride 1 or 2. Deterministic. Mirrors
-// cpu_reference/depthwise_conv2d_naive.cpp.
+// (depthwise_conv2d_tile.cuh). Stage k takes the kStride input rows from k*kStride on, each pixel loaded
+// once, and adds them to the kRing output rows they belong to, whose sums are in registers; the oldest is
+// then complete and stored. kBuffers stages are in flight. Filter and sums are fp32. Shared memory: 15 KiB
+// for 5x5 at stride 1 in bf16 (taps for which there are no registers), else none. Channels even, filter 3x3
+// or 5x5, stride 1 or 2. Deterministic. Mirrors cpu_reference/depthwise_conv2d_naive.cpp.
 #include <utility>
 
 #include "kernels/common/check.h"
@@ -27,7 +27,9 @@ struct Config {
   static constexpr int kBuffers = kStride == 1 ? (kR == 3 ? 3 : 2) : (kR == 3 && sizeof(T) == 2 ? 2 : 1);
   static constexpr bool kBf16 = sizeof(T) == 2;
   static constexpr bool kTight = kR == 5 && kStride == 1 && kBf16;  // short of registers
-  static constexpr int kBlocks = kTight || (kR == 3 && kBf16) ? 4 : kR == 3 || kBf16 ? 3 : 2;  // a multiprocessor
+  static constexpr int kBlocks = kTight || (kR == 3 && kBf16) ? 4
+                                 : kR == 3 || kBf16           ? 3
+                                                              : 2;  // a multiprocessor
   // Filter rows whose taps are in registers; those of the others are in shared memory.
   static constexpr int kTapRows = kTight ? 2 : kR;
   static constexpr int kSharedTaps = (kR - kTapRows) * kR;
@@ -54,13 +56,13 @@ struct Walk {
   using Config = Config<T, kR, kStride>;
   static constexpr int kRing = Config::kRing, kInputs = Config::kInputs;
 
-  const T* x;         // pixel (h0, w0) of the thread's image, its channels; may lie outside
-  T* y;               // first output pixel
+  const T* x;                    // pixel (h0, w0) of the thread's image, its channels; may lie outside
+  T* y;                          // first output pixel
   unsigned x_row, y_row, pixel;  // bytes from a row of x, of y, from a pixel to the next
-  int top, bottom;    // rows of the strip that are read: top <= row < bottom, row 0 is h0
-  int count;          // output rows
-  unsigned in, out;   // columns inside the image
-  float2 start;       // bias
+  int top, bottom;               // rows of the strip that are read: top <= row < bottom, row 0 is h0
+  int count;                     // output rows
+  unsigned in, out;              // columns inside the image
+  float2 start;                  // bias
   float2 taps[Config::kTapRows][kR];
   unsigned shared_taps;  // shared memory address of the thread's first tap, kThreads float2 to the next
   PixelRow<T, kInputs> stage[Config::kBuffers][kStride];
@@ -120,7 +122,7 @@ struct Walk {
   template <int j>
   __device__ __forceinline__ bool step(int k) {
     const int done = k - (kRing - 1);  // the output row that is complete after this stage
-    if (k * kStride >= bottom) {  // no more input: what is left is complete
+    if (k * kStride >= bottom) {       // no more input: what is left is complete
 #pragma unroll
       for (int d = 0; d < kRing - 1; ++d) {
         if (done + d >= 0 && done + d < count) store(done + d, sum[(j + 1 + d) % kRing]);
@@ -155,12 +157,13 @@ struct Walk {
 };
 
 template <class T, int kR, int kStride>
-__global__ __launch_bounds__(kThreads, Config<T, kR, kStride>::kBlocks) void
-depthwise_conv2d_fwd_sliding_window_kernel(const T* __restrict__ x,         // [N,H,W,C]
-                                           const T* __restrict__ w,         // [R,R,C]
-                                           const float* __restrict__ bias,  // [C] or null
-                                           T* __restrict__ y,               // [N,P,Q,C]
-                                           const __grid_constant__ Shape g) {
+__global__
+__launch_bounds__(kThreads, Config<T, kR, kStride>::kBlocks) void depthwise_conv2d_fwd_sliding_window_kernel(
+    const T* __restrict__ x,         // [N,H,W,C]
+    const T* __restrict__ w,         // [R,R,C]
+    const float* __restrict__ bias,  // [C] or null
+    T* __restrict__ y,               // [N,P,Q,C]
+    const __grid_constant__ Shape g) {
   using Config = Config<T, kR, kStride>;
   const DepthwisePlace at = depthwise_place(g.tile);
   if (at.pair >= g.tile.pairs || at.strip >= g.tile.strips || at.task >= g.tile.tasks) return;

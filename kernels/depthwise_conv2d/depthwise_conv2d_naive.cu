@@ -39,7 +39,7 @@ __global__ __launch_bounds__(kThreads) void depthwise_conv2d_fwd_naive_kernel(
   const long long elements = 1LL * g.n * g.p * g.q * g.c;
   for (long long i = blockIdx.x * 1LL * kThreads + threadIdx.x; i < elements;
        i += 1LL * gridDim.x * kThreads) {
-    const int c = static_cast<int>(i % g.c), pixel = static_cast<int>(i / g.c);
+    const int pixel = static_cast<int>(i) / g.c, c = static_cast<int>(i) - pixel * g.c;  // below 2^31
     const int n = pixel / g.q / g.p;
     const int top = pixel / g.q % g.p * g.stride_h - g.pad_h, left = pixel % g.q * g.stride_w - g.pad_w;
     double sum = bias ? bias[c] : 0.0;
@@ -48,8 +48,8 @@ __global__ __launch_bounds__(kThreads) void depthwise_conv2d_fwd_naive_kernel(
       for (int s = 0; s < g.s; ++s) {
         if (left + s < 0 || left + s >= g.w) continue;
         const T value = x[((static_cast<long long>(n) * g.h + top + r) * g.w + left + s) * g.c + c];
-        sum +=
-            static_cast<double>(to_float(value)) * to_float(w[(static_cast<long long>(r) * g.s + s) * g.c + c]);
+        sum += static_cast<double>(to_float(value)) *
+               to_float(w[(static_cast<long long>(r) * g.s + s) * g.c + c]);
       }
     }
     y[i] = from_float<T>(static_cast<float>(sum));
@@ -65,7 +65,7 @@ __global__ __launch_bounds__(kThreads) void depthwise_conv2d_dgrad_naive_kernel(
   const long long elements = 1LL * g.n * g.h * g.w * g.c;
   for (long long i = blockIdx.x * 1LL * kThreads + threadIdx.x; i < elements;
        i += 1LL * gridDim.x * kThreads) {
-    const int c = static_cast<int>(i % g.c), pixel = static_cast<int>(i / g.c);
+    const int pixel = static_cast<int>(i) / g.c, c = static_cast<int>(i) - pixel * g.c;  // below 2^31
     const int n = pixel / g.w / g.h, h = pixel / g.w % g.h, column = pixel % g.w;
     double sum = 0;
     for (int r = 0; r < g.r; ++r) {
@@ -76,8 +76,8 @@ __global__ __launch_bounds__(kThreads) void depthwise_conv2d_dgrad_naive_kernel(
         if (left < 0 || left % g.stride_w != 0 || left / g.stride_w >= g.q) continue;
         const T grad =
             dy[((static_cast<long long>(n) * g.p + top / g.stride_h) * g.q + left / g.stride_w) * g.c + c];
-        sum +=
-            static_cast<double>(to_float(grad)) * to_float(w[(static_cast<long long>(r) * g.s + s) * g.c + c]);
+        sum += static_cast<double>(to_float(grad)) *
+               to_float(w[(static_cast<long long>(r) * g.s + s) * g.c + c]);
       }
     }
     dx[i] = from_float<T>(static_cast<float>(sum));
@@ -105,17 +105,16 @@ __global__ __launch_bounds__(32 * kWarps) void depthwise_conv2d_wgrad_naive_kern
   const int c = blockIdx.x % groups * 32 + threadIdx.x % 32;
   const int tap = blockIdx.x / groups, r = tap / g.s, s = tap % g.s;
   double sum = 0;
-  for (long long row = threadIdx.x / 32; row < 1LL * g.n * g.p; row += kWarps) {
-    const int h = static_cast<int>(row % g.p) * g.stride_h + r - g.pad_h;
+  for (int row = threadIdx.x / 32; row < g.n * g.p; row += kWarps) {
+    const int n = row / g.p, h = (row - n * g.p) * g.stride_h + r - g.pad_h;
     if (h < 0 || h >= g.h || c >= g.c) continue;
-    const T* grad = dy + row * g.q * g.c + c;
-    const T* in = x + (row / g.p * g.h + h) * g.w * g.c + c;
+    const T* grad = dy + static_cast<long long>(row) * g.q * g.c + c;
+    const T* in = x + (static_cast<long long>(n) * g.h + h) * g.w * g.c + c;
 #pragma unroll 4
     for (int q = 0; q < g.q; ++q) {
       const int left = q * g.stride_w + s - g.pad_w;
       if (left < 0 || left >= g.w) continue;
-      sum += static_cast<double>(to_float(grad[static_cast<long long>(q) * g.c])) *
-             to_float(in[static_cast<long long>(left) * g.c]);
+      sum += static_cast<double>(to_float(grad[q * g.c])) * to_float(in[left * g.c]);
     }
   }
   sum = sum_over_warps(sum);
@@ -124,8 +123,8 @@ __global__ __launch_bounds__(32 * kWarps) void depthwise_conv2d_wgrad_naive_kern
 
 template <class T>
 __global__ __launch_bounds__(32 * kWarps) void depthwise_conv2d_dbias_naive_kernel(
-    const T* __restrict__ dy,     // [pixels,C]
-    float* __restrict__ dbias,    // [C]
+    const T* __restrict__ dy,   // [pixels,C]
+    float* __restrict__ dbias,  // [C]
     int pixels, int channels) {
   const int c = blockIdx.x * 32 + threadIdx.x % 32;
   const int end = c < channels ? pixels : 0;

@@ -21,9 +21,9 @@
 namespace kiln {
 
 struct DepthwiseTile {
-  int pairs, strips, tasks;           // what there is
-  int lanes_c, lanes_s, lanes_t;      // of a block, each at most 64 but lanes_c
-  int blocks_c, blocks_s, blocks_t;   // blocks_t * lanes_t may be less than tasks: threads then take several
+  int pairs, strips, tasks;          // what there is
+  int lanes_c, lanes_s, lanes_t;     // of a block, each at most 64 but lanes_c
+  int blocks_c, blocks_s, blocks_t;  // blocks_t * lanes_t may be less than tasks: threads then take several
   dim3 block() const {
     return {static_cast<unsigned>(lanes_c), static_cast<unsigned>(lanes_s), static_cast<unsigned>(lanes_t)};
   }
@@ -129,13 +129,13 @@ __device__ __forceinline__ unsigned pixels_inside(int first, int length) {
   return inside;
 }
 
-// Hides from the compiler how a value was computed, so that it stays in registers: it would rather unpack bf16
-// taps again for each use, and compute masks again for each access.
+// Hides from the compiler how a value was computed, so that it stays in registers: it would rather unpack
+// bf16 taps again for each use, and compute masks again for each access.
 __device__ __forceinline__ void keep(float2& v) { asm("" : "+f"(v.x), "+f"(v.y)); }
 __device__ __forceinline__ void keep(unsigned& v) { asm("" : "+r"(v)); }
 
-// A thread's own values in shared memory, at an address of __cvta_generic_to_shared. volatile: they stay in order
-// among themselves, and the compiler does not move the values back into registers.
+// A thread's own values in shared memory, at an address of __cvta_generic_to_shared. volatile: they stay in
+// order among themselves, and the compiler does not move the values back into registers.
 __device__ __forceinline__ float2 load_own(unsigned shared) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(shared));
@@ -151,8 +151,8 @@ __device__ __forceinline__ T* offset_by(T* p, ptrdiff_t bytes) {
   return reinterpret_cast<T*>(reinterpret_cast<Byte*>(p) + bytes);
 }
 
-// kCount neighbouring pixels of a row, pixel_bytes apart; those that are not inside the image are cleared once
-// and never loaded.
+// kCount neighbouring pixels of a row, pixel_bytes apart; those that are not inside the image are cleared
+// once and never loaded.
 template <class T, int kCount>
 struct PixelRow {
   ChannelPair<T> at[kCount];

@@ -1,214 +1,25 @@
 // depthwise_conv2d wgrad: dw[r,s,c] = sum_{n,p,q} dy[n,p,q,c] * x[n, p*st+r-ph, q*st+s-pw, c],
 // dbias[c] = sum_{n,p,q} dy[n,p,q,c].
 //
-// Stage one: a thread owns a pair of channels and kColumns neighbouring columns of dy, and walks down the rows
-// of several tasks (depthwise_conv2d_tile.cuh) with R*R pairs of fp32 sums in registers. A step takes one dy
-// row, kept as fp32 in a ring of the kRing rows that meet the same x rows, and the kStride new x rows; every
-// pixel is loaded once a thread, kBuffers steps ahead. The block then adds the threads of a pair, a filter row
-// at a time, through shared memory (R * 2 KiB; 42 KiB for 5x5 in bf16, whose older dy rows are there too), in
-// a fixed order, into its part of the workspace. Stage two adds the parts in a fixed order: workspace [parts, R*R(+1), C] fp32. Channels even, filter 3x3 or 5x5,
-// stride 1 or 2. Deterministic for a given GPU. Mirrors cpu_reference/depthwise_conv2d_naive.cpp.
-#include <utility>
-
+// Stage one: a thread owns a pair of channels and kColumns neighbouring columns of dy, and walks down the
+// rows of several tasks (depthwise_conv2d_tile.cuh) with R*R pairs of fp32 sums in registers. A step takes
+// one dy row, kept as fp32 in a ring of the kRing rows that meet the same x rows, and the kStride new x rows;
+// every pixel is loaded once a thread, kBuffers steps ahead. The block then adds the threads of a pair, a
+// filter row at a time, through shared memory (R * 2 KiB; 42 KiB for 5x5 in bf16, whose older dy rows are
+// there too), in a fixed order, into its part of the workspace. Stage two adds the parts in a fixed order:
+// workspace [parts, R*R(+1), C] fp32. Channels even, filter 3x3 or 5x5, stride 1 or 2. Deterministic for a
+// given GPU. Mirrors cpu_reference/depthwise_conv2d_naive.cpp.
 #include "kernels/common/check.h"
-#include "kernels/depthwise_conv2d/depthwise_conv2d_tile.cuh"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_walk.cuh"
 
 namespace kiln {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kColumns = 4;  // dy columns of a thread
 constexpr int kSumWarps = 32;
 
-template <class T, int kR_, int kStride_>
-struct Config {
-  static constexpr int kR = kR_, kStride = kStride_;
-  static constexpr int kInputs = (kColumns - 1) * kStride + kR;  // x columns over the strip
-  static constexpr int kRing = (kR + kStride - 1) / kStride;
-  static constexpr int kBuffers = kR == 3 && sizeof(T) == 2 ? kRing : 1;
-  static constexpr bool kTight = kR == 5 && kStride == 1 && sizeof(T) == 2;  // short of registers
-  static constexpr int kBlocks = kTight || (kR == 3 && sizeof(T) == 2) ? 2 : 1;  // a multiprocessor
-  // The newest dy rows are in registers, older ones in shared memory, and there the sum for dbias too.
-  static constexpr int kRegisterRows = kTight ? 1 : kRing;
-  static constexpr int kSharedPairs = kTight ? kRing * kColumns + 1 : kR;  // a thread
-  static_assert(kRing % kBuffers == 0, "each step of a round has its own buffer");
-  static_assert(kInputs <= 16, "the columns' bits share a word with those of dy");
-};
-
-struct Shape {
-  int h, w, c, p, q;
-  int pad_h, pad_w;
-  int rows, row_tasks;  // dy rows of a task, tasks of an image
-  int steps;            // of a task, a multiple of the ring
-  int sums;             // rows of C sums: R*R, and one for dbias
-  unsigned pixel, x_row, dy_row;  // bytes from one to the next
-  bool bias;
-  DepthwiseTile tile;
-};
-
-template <class T>
-struct Inputs {
-  const T* x;   // [N,H,W,C]
-  const T* dy;  // [N,P,Q,C]
-};
-
-// Walks over the steps of a thread's tasks, ahead of the arithmetic.
-template <class T, class Config>
-struct Loader {
-  int x_first, dy_first;  // elements before the thread's first column and channel in a row
-  unsigned inside;   // columns of x inside the image; 16 bits up, of dy
-  int task, step;
-  const T *x_at, *dy_at;   // the same of step 0 of the task
-  int count, top, bottom;  // dy rows, and x rows of the task that exist: top <= row < bottom
-
-  __device__ __forceinline__ void enter(const Shape& g, const Inputs<T>& from) {
-    step = 0;
-    const int n = task / g.row_tasks, p0 = (task - n * g.row_tasks) * g.rows;
-    const int h0 = p0 * Config::kStride - g.pad_h;
-    count = task < g.tile.tasks ? min(g.rows, g.p - p0) : 0;
-    top = max(0, -h0);
-    bottom = count > 0 ? min(g.h - h0, (count - 1) * Config::kStride + Config::kR) : 0;
-    x_at = offset_by(from.x + x_first, (static_cast<ptrdiff_t>(n) * g.h + h0) * g.x_row);
-    dy_at = offset_by(from.dy + dy_first, (static_cast<ptrdiff_t>(n) * g.p + p0) * g.dy_row);
-  }
-  __device__ __forceinline__ void next(const Shape& g, const Inputs<T>& from) {
-    if (++step == g.steps) {
-      task += g.tile.blocks_t * g.tile.lanes_t;
-      enter(g, from);
-    }
-  }
-  __device__ __forceinline__ void load_dy(PixelRow<T, kColumns>& row, const Shape& g) const {
-    if (step < count) {
-      row.load(offset_by(dy_at, static_cast<ptrdiff_t>(g.dy_row) * step), g.pixel, inside >> 16);
-    } else {
-      row.clear();
-    }
-  }
-  // Returns whether the row exists; if not it keeps what it held.
-  __device__ __forceinline__ bool load_x(PixelRow<T, Config::kInputs>& row, int e, const Shape& g) const {
-    const int i = step * Config::kStride + e;
-    const bool exists = i >= top && i < bottom;
-    if (exists) row.load(offset_by(x_at, static_cast<ptrdiff_t>(g.x_row) * i), g.pixel, inside);
-    return exists;
-  }
-};
-
-// What a thread holds. Everything but the numbers is indexed by constants: registers.
-template <class T, class Config>
-struct Walk {
-  static constexpr int kR = Config::kR, kStride = Config::kStride, kRing = Config::kRing;
-  static constexpr int kBuffers = Config::kBuffers, kInputs = Config::kInputs;
-
-  Loader<T, Config> loader;
-  PixelRow<T, kColumns> dy[kBuffers];
-  PixelRow<T, kInputs> x[kBuffers][kStride];
-  bool exists[kBuffers][kStride];
-  float2 ring[kRing][kColumns];
-  float2 sum[kR][kR];
-  float2 bias_sum;
-  unsigned shared_ring;  // shared memory address of the thread's own float2, kThreads float2 to its next
-
-  template <int b>
-  __device__ __forceinline__ void load_first(const Shape& g, const Inputs<T>& from) {
-    if (b > 0) loader.next(g, from);
-    dy[b].clear();
-    loader.load_dy(dy[b], g);
-#pragma unroll
-    for (int e = 0; e < kStride; ++e) {
-      x[b][e].clear();
-      exists[b][e] = loader.load_x(x[b][e], e, g);
-    }
-  }
-
-  static __host__ __device__ constexpr unsigned shared_at(int slot, int t) {
-    return (slot * kColumns + t) * kThreads * static_cast<unsigned>(sizeof(float2));
-  }
-
-  // The dy row that meets the step's x rows under filter row r; the step's own dy row is in slot j.
-  template <int j, int r>
-  __device__ __forceinline__ void dy_row(float2 (&row)[kColumns]) const {
-    constexpr int kSlot = (j - r / kStride + kRing) % kRing;
-#pragma unroll
-    for (int t = 0; t < kColumns; ++t) {
-      if constexpr (r / kStride < Config::kRegisterRows) {
-        row[t] = ring[kSlot][t];
-      } else {
-        row[t] = load_own(shared_ring + shared_at(kSlot, t));
-      }
-    }
-  }
-
-  // An x row under filter rows r, r + kStride, ...
-  template <int j, int r>
-  __device__ __forceinline__ void add_row(const float2 (&x_row)[kInputs]) {
-    float2 dys[kColumns];
-    dy_row<j, r>(dys);
-#pragma unroll
-    for (int i = 0; i < kInputs; ++i) {
-#pragma unroll
-      for (int t = 0; t < kColumns; ++t) {
-        const int s = i - t * kStride;
-        if (s >= 0 && s < kR) fma_pair(sum[r][s], x_row[i], dys[t]);
-      }
-    }
-    if constexpr (r + kStride < kR) add_row<j, r + kStride>(x_row);
-  }
-
-  template <int j, int e>
-  __device__ __forceinline__ void take_x(const Shape& g) {
-    constexpr int b = j % kBuffers;
-    float2 row[kInputs];
-#pragma unroll
-    for (int i = 0; i < kInputs; ++i) {
-      row[i] = x[b][e].at[i].value();
-      if (Config::kTight) keep(row[i]);
-    }
-    const bool add = exists[b][e];
-    exists[b][e] = loader.load_x(x[b][e], e, g);
-    if (add) add_row<j, e>(row);
-    if constexpr (e + 1 < kStride) take_x<j, e + 1>(g);
-  }
-
-  template <int j>
-  __device__ __forceinline__ void step(const Shape& g, const Inputs<T>& from) {
-    constexpr int b = j % kBuffers;
-    loader.next(g, from);
-#pragma unroll
-    for (int t = 0; t < kColumns; ++t) {
-      ring[j][t] = dy[b].at[t].value();
-      if (Config::kRegisterRows < kRing) store_own(shared_ring + shared_at(j, t), ring[j][t]);
-    }
-    loader.load_dy(dy[b], g);
-    if (g.bias) {
-      float2 total = Config::kTight ? load_own(shared_ring + shared_at(kRing, 0)) : bias_sum;
-#pragma unroll
-      for (int t = 0; t < kColumns; ++t) {
-        total.x += ring[j][t].x;
-        total.y += ring[j][t].y;
-      }
-      if (Config::kTight) {
-        store_own(shared_ring + shared_at(kRing, 0), total);
-      } else {
-        bias_sum = total;
-      }
-    }
-    take_x<j, 0>(g);
-  }
-
-  template <int... j>
-  __device__ __forceinline__ void walk(const Shape& g, const Inputs<T>& from, int tasks,
-                                       std::integer_sequence<int, j...>) {
-    const int rounds = tasks * (g.steps / kRing);
-    for (int i = 0; i < rounds; ++i) (step<j>(g, from), ...);
-  }
-  template <int... b>
-  __device__ __forceinline__ void start(const Shape& g, const Inputs<T>& from, std::integer_sequence<int, b...>) {
-    (load_first<b>(g, from), ...);
-  }
-};
-
-// Adds kCount sums of a thread's pair over the block's threads of that pair, in a fixed order, and writes them
-// to kCount rows of the block's part, [C] apart. Every thread of the block takes part; `shared` has kCount rows.
+// Adds kCount sums of a thread's pair over the block's threads of that pair, in a fixed order, and writes
+// them to kCount rows of the block's part, [C] apart. Every thread of the block takes part; `shared` has
+// kCount rows.
 template <int kCount>
 __device__ __forceinline__ void add_block(const float2 (&sums)[kCount], float* part, const Shape& g,
                                           int block_c, float2 (*shared)[kThreads]) {
@@ -230,11 +41,12 @@ __device__ __forceinline__ void add_block(const float2 (&sums)[kCount], float* p
 }
 
 template <class T, int kR, int kStride>
-__global__ __launch_bounds__(kThreads, Config<T, kR, kStride>::kBlocks) void
-depthwise_conv2d_wgrad_two_stage_kernel(const T* __restrict__ dy,     // [N,P,Q,C]
-                                        const T* __restrict__ x,      // [N,H,W,C]
-                                        float* __restrict__ partial,  // [parts,sums,C]
-                                        const __grid_constant__ Shape g) {
+__global__
+__launch_bounds__(kThreads, Config<T, kR, kStride>::kBlocks) void depthwise_conv2d_wgrad_two_stage_kernel(
+    const T* __restrict__ dy,     // [N,P,Q,C]
+    const T* __restrict__ x,      // [N,H,W,C]
+    float* __restrict__ partial,  // [parts,sums,C]
+    const __grid_constant__ Shape g) {
   using Config = Config<T, kR, kStride>;
   const DepthwisePlace at = depthwise_place(g.tile);
   const bool owns = at.pair < g.tile.pairs && at.strip < g.tile.strips;
@@ -355,19 +167,18 @@ Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, co
   const Shape g = make_shape<Config<T, kR, kStride>>(p, device, rows_wanted);
   const int parts = g.tile.blocks_s * g.tile.blocks_t, elements = g.sums * g.c;
   using Args = DepthwiseConv2dWgrad::Args;
-  return make_plan<Args>(sizeof(float) * parts * static_cast<size_t>(elements),
-                         [g, parts, elements](const Args& a, void* workspace, Stream stream) {
-                           float* partial = static_cast<float*>(workspace);
-                           depthwise_conv2d_wgrad_two_stage_kernel<T, kR, kStride>
-                               <<<g.tile.grid(), g.tile.block(), 0, cuda_stream(stream)>>>(
-                                   static_cast<const T*>(a.dy), static_cast<const T*>(a.x), partial, g);
-                           check_launch("depthwise_conv2d_wgrad_two_stage_kernel");
-                           depthwise_conv2d_wgrad_sum_kernel<<<ceil_div(elements, 32), 32 * kSumWarps, 0,
-                                                               cuda_stream(stream)>>>(
-                               partial, parts, elements, kR * kR * g.c, static_cast<float*>(a.dw),
-                               static_cast<float*>(a.dbias));
-                           check_launch("depthwise_conv2d_wgrad_sum_kernel");
-                         });
+  return make_plan<Args>(
+      sizeof(float) * parts * static_cast<size_t>(elements),
+      [g, parts, elements](const Args& a, void* workspace, Stream stream) {
+        float* partial = static_cast<float*>(workspace);
+        depthwise_conv2d_wgrad_two_stage_kernel<T, kR, kStride>
+            <<<g.tile.grid(), g.tile.block(), 0, cuda_stream(stream)>>>(
+                static_cast<const T*>(a.dy), static_cast<const T*>(a.x), partial, g);
+        check_launch("depthwise_conv2d_wgrad_two_stage_kernel");
+        depthwise_conv2d_wgrad_sum_kernel<<<ceil_div(elements, 32), 32 * kSumWarps, 0, cuda_stream(stream)>>>(
+            partial, parts, elements, kR * kR * g.c, static_cast<float*>(a.dw), static_cast<float*>(a.dbias));
+        check_launch("depthwise_conv2d_wgrad_sum_kernel");
+      });
 }
 
 template <class T>

@@ -37,6 +37,7 @@ void append(std::vector<NamedProblem>& list, std::vector<NamedProblem> more) {
 std::vector<NamedProblem> nets() {
   std::vector<NamedProblem> list = network_problems("small_cnn", 512);
   append(list, network_problems("resnet18", 512));
+  append(list, mobilenet_depthwise_convolutions(512));
   return unique(list);
 }
 

@@ -17,9 +17,9 @@ struct NamedProblem {
   bool has_pass(std::string_view pass) const;
 };
 
-// peers: the rows of the comparison with vendor libraries. nets: all layers of small_cnn and resnet18 at
-// batch 512, each shape once (the label counts the layers that share it). test: small problems, below 0.1
-// GMAC each.
+// peers: the rows of the comparison with vendor libraries. nets: all layers of small_cnn and resnet18 and the
+// depthwise convolutions of mobilenet_v1 and _v2 at batch 512, each shape once (the label counts the layers
+// that share it). test: small problems, below 0.1 GMAC each.
 enum class Suite { kPeers, kNets, kTest };
 Suite suite_from_name(std::string_view name);  // "peers", "nets", "test"; throws Error
 

@@ -127,6 +127,35 @@ std::vector<NamedProblem> network_problems(std::string_view network, long long b
   fail_usage(unknown_name_message("network", network, {"small_cnn", "resnet18"}));
 }
 
+std::vector<NamedProblem> mobilenet_depthwise_convolutions(long long batch) {
+  struct Layer {
+    const char* label;
+    int c, h, stride;
+  };
+  std::vector<NamedProblem> list;
+  for (const Layer& v : {Layer{"mobilenet_v1.block1", 32, 32, 1}, {"mobilenet_v1.block2", 64, 32, 2},
+                         {"mobilenet_v1.block3", 128, 16, 1},     {"mobilenet_v1.block4", 128, 16, 2},
+                         {"mobilenet_v1.block5", 256, 8, 1},      {"mobilenet_v1.block6", 256, 8, 2},
+                         {"mobilenet_v1.block7", 512, 4, 1},      {"mobilenet_v1.block8", 512, 4, 1},
+                         {"mobilenet_v1.block9", 512, 4, 1},      {"mobilenet_v1.block10", 512, 4, 1},
+                         {"mobilenet_v1.block11", 512, 4, 1},     {"mobilenet_v1.block12", 512, 4, 2},
+                         {"mobilenet_v1.block13", 1024, 2, 1},    {"mobilenet_v2.block1", 32, 32, 1},
+                         {"mobilenet_v2.block2", 96, 32, 1},      {"mobilenet_v2.block3", 144, 32, 1},
+                         {"mobilenet_v2.block4", 144, 32, 2},     {"mobilenet_v2.block5", 192, 16, 1},
+                         {"mobilenet_v2.block6", 192, 16, 1},     {"mobilenet_v2.block7", 192, 16, 2},
+                         {"mobilenet_v2.block8", 384, 8, 1},      {"mobilenet_v2.block9", 384, 8, 1},
+                         {"mobilenet_v2.block10", 384, 8, 1},     {"mobilenet_v2.block11", 384, 8, 1},
+                         {"mobilenet_v2.block12", 576, 8, 1},     {"mobilenet_v2.block13", 576, 8, 1},
+                         {"mobilenet_v2.block14", 576, 8, 2},     {"mobilenet_v2.block15", 960, 4, 1},
+                         {"mobilenet_v2.block16", 960, 4, 1},     {"mobilenet_v2.block17", 960, 4, 1}}) {
+    list.push_back({v.label + std::string(".depthwise"), "depthwise_conv2d",
+                    "n" + num(batch) + "_h" + num(v.h) + "_w" + num(v.h) + "_c" + num(v.c) + "_r3" +
+                        (v.stride > 1 ? "_st2" : ""),
+                    ""});
+  }
+  return list;
+}
+
 std::vector<NamedProblem> peer_problems() {
   std::vector<NamedProblem> list;
   struct Conv {

@@ -87,7 +87,18 @@ std::vector<NamedProblem> test_depthwise_convolutions() {
                            "n2_h8_w8_c3_r5", "n5_h16_w16_c40_r3_st2", "n1_h64_w48_c4_r3"}) {
     add(text);
   }
-  for (const char* text : {"n2_h8_w8_c32_r3_bias", "n2_h7_w9_c17_r3_bias", "n2_h8_w8_c24_r5_st2_bias"}) {
+  // Cells, strips and tasks of the sliding windows that begin or end outside the image, or are many.
+  for (const char* padded : {"_r3_st2_p0", "_r3_st2_p2", "_r3_st2_p0x1", "_r3_st2_p2x1", "_r5_p4", "_r5_p3x1",
+                             "_r5_st2_p0", "_r5_st2_p1", "_r5_st2_p3x4", "_r3_p1x0"}) {
+    for (const char* image : {"n2_h9_w9_c16", "n1_h8_w6_c10"}) add(std::string(image) + padded);
+  }
+  for (const char* text : {"n2_h31_w31_c8_r3", "n2_h15_w15_c144_r3", "n1_h7_w7_c960_r3", "n2_h7_w7_c96_r5",
+                           "n2_h3_w3_c34_r5_st2", "n600_h2_w2_c2_r3", "n300_h4_w4_c10_r5",
+                           "n1_h9_w70_c6_r3_st2", "n1_h70_w9_c6_r5", "n150_h7_w5_c12_r3_st2"}) {
+    add(text);
+  }
+  for (const char* text : {"n2_h8_w8_c32_r3_bias", "n2_h7_w9_c17_r3_bias", "n2_h8_w8_c24_r5_st2_bias",
+                           "n2_h9_w7_c24_r5_bias", "n3_h9_w7_c10_r3_st2_bias", "n2_h7_w9_c5_r5_bias"}) {
     add(text, "fwd,wgrad");
   }
   return list;
