@@ -1,11 +1,11 @@
-// Seconds an epoch of training and of inference, whole networks: `epoch_train/<network>/<device>/<precision>/b<batch>/
-// <implementation>` and `epoch_infer/...`.
+// Seconds an epoch of training and of inference, whole networks:
+// `epoch_train/<network>/<device>/<precision>/b<batch>/ <implementation>` and `epoch_infer/...`.
 //
-// An epoch is 50,000 images, tail batch included: on CUDA whole epochs are run and timed one by one, after one that
-// is not; on the CPU single steps are timed within a budget of seconds and scaled, which the label says. Wall time of
-// Trainer::train() and evaluate(): gathering, normalising (augmentation only with --augment), the step, the loss on
-// the host. A row exists only if its loss is finite and fell (training), or is finite and the same in every
-// repetition over all the images (inference).
+// An epoch is 50,000 images, tail batch included: on CUDA whole epochs are run and timed one by one, after
+// one that is not; on the CPU single steps are timed within a budget of seconds and scaled, which the label
+// says. Wall time of Trainer::train() and evaluate(): gathering, normalising (augmentation only with
+// --augment), the step, the loss on the host. A row exists only if its loss is finite and fell (training), or
+// is finite and the same in every repetition over all the images (inference).
 #include <benchmark/benchmark.h>
 
 #include <CLI/CLI.hpp>
@@ -34,7 +34,7 @@ struct Flags {
   CommonOptions common;
   std::vector<std::string> networks = {"small_cnn", "resnet18"}, precisions;
   int batch = 512;
-  int epochs = 3;          // timed ones, CUDA
+  int epochs = 3;           // timed ones, CUDA
   double cpu_seconds = 60;  // a CPU row's budget
   bool augment = false;
 };
@@ -47,7 +47,9 @@ struct Measurement {
   std::string error;  // why there is no row
 };
 
-double elapsed(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
+double elapsed(Clock::time_point since) {
+  return std::chrono::duration<double>(Clock::now() - since).count();
+}
 
 // Linear interpolation between the two nearest samples.
 double quantile(std::vector<double> values, double q) {
@@ -153,7 +155,8 @@ Measurement measure_infer(const Flags& flags, const NetworkDescription& network,
   return m;
 }
 
-using Measure = Measurement (*)(const Flags&, const NetworkDescription&, const DataPair&, const Device&, DType);
+using Measure = Measurement (*)(const Flags&, const NetworkDescription&, const DataPair&, const Device&,
+                                DType);
 
 bool any_failed = false;
 
@@ -186,7 +189,8 @@ void add_flags(CLI::App& app, Flags& f) {
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--device", f.common.device, "cpu or cuda (default: cuda where there is a GPU)");
-  app.add_option("--precision", f.precisions, "fp32, bf16 or both with a comma (default: bf16 on cuda, fp32 on cpu)")
+  app.add_option("--precision", f.precisions,
+                 "fp32, bf16 or both with a comma (default: bf16 on cuda, fp32 on cpu)")
       ->delimiter(',');
   app.add_option("--batch", f.batch, "images a step")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--data", f.common.data, "CIFAR-10 folder (default: the built-in set, 50,000 images)");

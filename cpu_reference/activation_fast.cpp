@@ -9,7 +9,8 @@ KILN_CPU_CLONES void relu_fwd_range(const float* x, float* y, long long begin, l
   for (long long i = begin; i < end; ++i) y[i] = x[i] <= 0 ? 0.0f : x[i];
 }
 
-KILN_CPU_CLONES void relu_bwd_range(const float* dy, const float* y, float* dx, long long begin, long long end) {
+KILN_CPU_CLONES void relu_bwd_range(const float* dy, const float* y, float* dx, long long begin,
+                                    long long end) {
   for (long long i = begin; i < end; ++i) dx[i] = y[i] > 0 ? dy[i] : 0.0f;
 }
 
@@ -22,7 +23,8 @@ KILN_CPU_CLONES void add_bwd_range(const float* dy, float* da, float* db, long l
 }
 
 void relu_fwd(const ReluProblem& p, const ReluFwd::Args& a) {
-  parallel_ranges(p.elements(), [&](long long begin, long long end) { relu_fwd_range(f32(a.x), f32(a.y), begin, end); });
+  parallel_ranges(p.elements(),
+                  [&](long long begin, long long end) { relu_fwd_range(f32(a.x), f32(a.y), begin, end); });
 }
 
 void relu_bwd(const ReluProblem& p, const ReluBwd::Args& a) {

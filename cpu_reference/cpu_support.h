@@ -19,8 +19,8 @@ namespace kiln {
 inline const float* f32(const void* p) { return static_cast<const float*>(p); }
 inline float* f32(void* p) { return static_cast<float*>(p); }
 
-// Splits [0, count) over the threads in contiguous ranges (the same split on every run with as many threads) and
-// calls body(begin, end) for each.
+// Splits [0, count) over the threads in contiguous ranges (the same split on every run with as many threads)
+// and calls body(begin, end) for each.
 template <class Body>
 void parallel_ranges(long long count, const Body& body) {
   constexpr long long kLeast = 4096;  // below this a thread is not worth waking

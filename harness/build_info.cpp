@@ -110,9 +110,11 @@ std::string code_used(const Device& cuda) {
     if (a.ptx && a.number <= cuda.sm && a.number > best_ptx) best_ptx = a.number;
   }
   if (best) {
-    return "sm_" + std::to_string(best) + (cuda.sm == 90 ? " (sm_90a for kernels that use wgmma or TMA)" : "");
+    return "sm_" + std::to_string(best) +
+           (cuda.sm == 90 ? " (sm_90a for kernels that use wgmma or TMA)" : "");
   }
-  if (best_ptx) return "compute_" + std::to_string(best_ptx) + " PTX, compiled by the driver at the first start";
+  if (best_ptx)
+    return "compute_" + std::to_string(best_ptx) + " PTX, compiled by the driver at the first start";
   return "none: this build has no code for sm_" + std::to_string(cuda.sm);
 }
 

@@ -10,7 +10,8 @@ namespace kiln {
 
 std::string version();  // "0.1.0"
 
-// KILN_COMMIT from the environment, else git's HEAD of the source tree ("-dirty" where tracked files differ), else
+// KILN_COMMIT from the environment, else git's HEAD of the source tree ("-dirty" where tracked files differ),
+// else
 // "" where neither is there.
 std::string commit();
 

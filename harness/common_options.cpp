@@ -35,17 +35,20 @@ void add_common_options(CLI::App& app, CommonOptions& o) {
   app.add_option("--model", o.model, "network: " + models + "or a JSON file (format: docs/networks.md)")
       ->capture_default_str();
   app.add_option("--device", o.device, "cpu or cuda (default: cuda where there is a GPU)");
-  app.add_option("--precision", o.precision,
-                 "fp32, or bf16 on cuda: bf16 tensors, fp32 sums and weights (default: bf16 on cuda, fp32 on cpu)");
+  app.add_option(
+      "--precision", o.precision,
+      "fp32, or bf16 on cuda: bf16 tensors, fp32 sums and weights (default: bf16 on cuda, fp32 on cpu)");
   app.add_option("--impl", o.impl,
                  "choose implementations: '<op>.<pass>=<name>[:<config>],...', globs allowed, for example "
                  "'conv2d.*=naive'; `kiln info --impls` lists them");
   app.add_option("--data", o.data,
                  "folder with CIFAR-10's binary files (default: a built-in set that needs no file)");
-  app.add_option("--train-images", o.train_images,
-                 "use the first N training images; the built-in set is made with N (default: all; built-in: 10000)")
+  app.add_option(
+         "--train-images", o.train_images,
+         "use the first N training images; the built-in set is made with N (default: all; built-in: 10000)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--test-images", o.test_images, "the same for the test images (default: all; built-in: 2000)")
+  app.add_option("--test-images", o.test_images,
+                 "the same for the test images (default: all; built-in: 2000)")
       ->check(CLI::PositiveNumber);
   app.add_option("--threads", o.threads, "CPU threads (default: OMP_NUM_THREADS, else all cores)")
       ->check(CLI::PositiveNumber);
@@ -79,7 +82,8 @@ DType select_precision(const std::string& name, const Device& device) {
   if (name != "fp32" && name != "bf16") {
     fail_usage("--precision: " + unknown_name_message("precision", name, {"fp32", "bf16"}));
   }
-  if (name == "bf16" && !device.is_cuda()) fail_usage("--precision bf16 needs --device cuda; on the CPU use fp32");
+  if (name == "bf16" && !device.is_cuda())
+    fail_usage("--precision bf16 needs --device cuda; on the CPU use fp32");
   return dtype_from_name(name);
 }
 

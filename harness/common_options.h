@@ -18,13 +18,13 @@ class App;
 namespace kiln {
 
 struct CommonOptions {
-  std::string model = "small_cnn";  // a built-in network's name, or a JSON file
-  std::string device;               // "cpu", "cuda", "": cuda where there is one
-  std::string precision;            // "fp32", "bf16", "": the device's default
-  std::string impl;                 // ImplChoice's grammar
-  std::string data;                 // folder, "": the built-in set
+  std::string model = "small_cnn";              // a built-in network's name, or a JSON file
+  std::string device;                           // "cpu", "cuda", "": cuda where there is one
+  std::string precision;                        // "fp32", "bf16", "": the device's default
+  std::string impl;                             // ImplChoice's grammar
+  std::string data;                             // folder, "": the built-in set
   long long train_images = 0, test_images = 0;  // 0: all
-  int threads = 0;                  // 0: OpenMP's default
+  int threads = 0;                              // 0: OpenMP's default
 };
 
 void add_common_options(CLI::App& app, CommonOptions& options);
@@ -32,8 +32,8 @@ void add_common_options(CLI::App& app, CommonOptions& options);
 // A built-in network, or the file where `model` ends in .json. Throws Error.
 NetworkDescription load_network(const std::string& model);
 
-// Applies --threads, finds the device and says on `log` why it is the CPU where nobody asked for it. Call it before
-// anything else asks for a device.
+// Applies --threads, finds the device and says on `log` why it is the CPU where nobody asked for it. Call it
+// before anything else asks for a device.
 const Device& select_device(const CommonOptions& options, std::FILE* log);
 
 // bf16 on CUDA, fp32 on the CPU unless named. Throws Error where the device does not train in it.

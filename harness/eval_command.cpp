@@ -27,7 +27,8 @@ struct EvalFlags {
 
 int evaluate(EvalFlags flags, const std::string& command_line) {
   std::error_code ignored;
-  if (!fs::exists(flags.checkpoint, ignored)) fail_usage("--checkpoint '" + flags.checkpoint + "' does not exist");
+  if (!fs::exists(flags.checkpoint, ignored))
+    fail_usage("--checkpoint '" + flags.checkpoint + "' does not exist");
   const bool is_run = fs::is_directory(flags.checkpoint, ignored);
   const Json run = is_run ? read_run_config("--checkpoint", flags.checkpoint) : Json();
   if (is_run) fill_data_from_run(run, &flags.common);
@@ -67,7 +68,8 @@ int evaluate(EvalFlags flags, const std::string& command_line) {
   } else {
     std::printf("%s on %s, %s; %s: test accuracy %.2f %% (%lld of %lld), test loss %.4f, %s images/s\n",
                 network.name.c_str(), device.name.c_str(), name_of(options.precision), data.test.name.c_str(),
-                100 * result.accuracy, result.correct, result.images, result.loss, with_thousands(rate).c_str());
+                100 * result.accuracy, result.correct, result.images, result.loss,
+                with_thousands(rate).c_str());
   }
   return 0;
 }
@@ -78,11 +80,14 @@ Command add_eval_command(CLI::App& app, const std::string& command_line) {
   CLI::App* sub = app.add_subcommand("eval", "loss and accuracy of a checkpoint on the test images");
   auto flags = std::make_shared<EvalFlags>();
   sub->add_option("--checkpoint", flags->checkpoint,
-                  "weights.safetensors (PyTorch's names and layouts), or a run folder, which also names the network and "
+                  "weights.safetensors (PyTorch's names and layouts), or a run folder, which also names the "
+                  "network and "
                   "the data")
       ->required();
   add_common_options(*sub, flags->common);
-  sub->add_option("--batch", flags->batch, "images a step")->check(CLI::PositiveNumber)->capture_default_str();
+  sub->add_option("--batch", flags->batch, "images a step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   sub->add_flag("--json", flags->json, "print one JSON object instead of a line");
   sub->footer(
       "Examples:\n"

@@ -59,7 +59,8 @@ std::string table_text(const std::vector<ImplInfo>& impls) {
 
 void print_impls() {
   std::printf(
-      "Implementations of each pass, best first. The first that supports a problem is picked, unless --impl names\n"
+      "Implementations of each pass, best first. The first that supports a problem is picked, unless --impl "
+      "names\n"
       "another. `kiln train --print-plan` shows what a network gets.\n\n");
 #ifdef KILN_WITH_CUDA
   const std::vector<DeviceKind> kinds = {DeviceKind::kCuda, DeviceKind::kCpu};
@@ -86,7 +87,8 @@ Command add_info_command(CLI::App& app) {
   };
   auto flags = std::make_shared<Flags>();
   sub->add_flag("--impls", flags->impls, "print every pass's implementations in the order they are tried");
-  sub->add_option("--slug", flags->slug, "print only the name that results of this device, cpu or cuda, are filed under");
+  sub->add_option("--slug", flags->slug,
+                  "print only the name that results of this device, cpu or cuda, are filed under");
   return {sub, [flags] {
             if (!flags->slug.empty()) {
               std::printf("%s\n", device_slug(device_from_name(flags->slug)).c_str());

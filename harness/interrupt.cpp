@@ -14,9 +14,7 @@ void on_signal(int number) {
 
 }  // namespace
 
-void catch_interrupt() {
-  std::signal(SIGINT, on_signal);
-}
+void catch_interrupt() { std::signal(SIGINT, on_signal); }
 
 bool interrupted() { return caught != 0; }
 

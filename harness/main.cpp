@@ -40,7 +40,8 @@ std::string usage_message(const CLI::ParseError& error, const CLI::App& app) {
 
 int run(int argc, char** argv) {
   CLI::App app(
-      "kiln: hand-written CUDA kernels for small-image convolutional networks, a training engine on them, and a\n"
+      "kiln: hand-written CUDA kernels for small-image convolutional networks, a training engine on them, "
+      "and a\n"
       "CPU path that mirrors every kernel.");
   app.name("kiln");
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);  // a flag may be given again
@@ -48,8 +49,9 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", "kiln " + version() + (id.empty() ? "" : " (" + id + ")"));
   app.footer("`kiln COMMAND --help` has the flags and examples of a command.");
   const std::string command_line = join_command_line(argc, argv);
-  const std::vector<Command> commands = {add_train_command(app, command_line), add_eval_command(app, command_line),
-                                         add_info_command(app), add_op_command(app)};
+  const std::vector<Command> commands = {add_train_command(app, command_line),
+                                         add_eval_command(app, command_line), add_info_command(app),
+                                         add_op_command(app)};
   std::vector<std::string> names;
   for (const Command& command : commands) names.push_back(command.app->get_name());
 

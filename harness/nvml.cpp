@@ -54,7 +54,8 @@ GpuSample Nvml::sample() const {
   Utilization utilization{};
   unsigned milliwatts = 0, mhz = 0;
   Memory memory{};
-  if (const auto f = symbol<GetUtilization>("nvmlDeviceGetUtilizationRates"); f && f(gpu_, &utilization) == kSuccess) {
+  if (const auto f = symbol<GetUtilization>("nvmlDeviceGetUtilizationRates");
+      f && f(gpu_, &utilization) == kSuccess) {
     s.utilization_pct = utilization.gpu;
   }
   if (const auto f = symbol<GetPower>("nvmlDeviceGetPowerUsage"); f && f(gpu_, &milliwatts) == kSuccess) {

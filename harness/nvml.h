@@ -1,5 +1,5 @@
-// What the driver's management library says of a GPU. It is loaded at run time; where it, the driver or the GPU is
-// missing, everything here is simply absent.
+// What the driver's management library says of a GPU. It is loaded at run time; where it, the driver or the
+// GPU is missing, everything here is simply absent.
 #pragma once
 
 #include <cstdint>

@@ -10,12 +10,11 @@
 namespace kiln {
 
 struct OpCommand {
-  std::string pass = {};       // "conv2d.dgrad"
-  std::string problem = {};    // "n2_h8_w8_c16_k32_r3", or with "conv2d:" before it
-  std::string impl = {};       // "name" or "name:config"; "" for the first that supports the problem
-  std::string device = "cpu";  // "cpu", "cuda"
-  std::string dtype =
-      "fp32";  // "fp32", "bf16": floating-point inputs are rounded to it, outputs widened to float32
+  std::string pass = {};              // "conv2d.dgrad"
+  std::string problem = {};           // "n2_h8_w8_c16_k32_r3", or with "conv2d:" before it
+  std::string impl = {};              // "name" or "name:config"; "" for the first that supports the problem
+  std::string device = "cpu";         // "cpu", "cuda"
+  std::string dtype = "fp32";         // "fp32", "bf16": inputs are rounded to it, outputs widened to float32
   std::vector<std::string> in = {};   // one file an input; "-" where the pass can derive it from the others
   std::vector<std::string> out = {};  // one file an output
 };

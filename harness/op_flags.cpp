@@ -20,7 +20,8 @@ Command add_op_command(CLI::App& app) {
   sub->add_flag("-h,--help", flags->help, "print this help, and for a pass its tensors and implementations");
   sub->add_option("pass", c.pass, "<op>.<pass>, for example conv2d.dgrad");
   sub->add_option("--problem", c.problem, "problem string, for example n2_h8_w8_c16_k32_r3");
-  sub->add_option("--impl", c.impl, "implementation: name or name:config (default: the first that supports the problem)");
+  sub->add_option("--impl", c.impl,
+                  "implementation: name or name:config (default: the first that supports the problem)");
   sub->add_option("--device", c.device, "cpu or cuda")->capture_default_str();
   sub->add_option("--dtype", c.dtype, "fp32, bf16, tf32: what the pass computes in; the files are float32")
       ->capture_default_str();

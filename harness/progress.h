@@ -16,9 +16,9 @@ class Progress {
   ~Progress() { finish(); }
 
   void update(const DrainRecord& record);
-  void epoch_done(int epochs);              // elsewhere than on a terminal: always a line
-  void note(const std::string& line);       // a line of its own, above the bar
-  void finish();                            // ends the updating line
+  void epoch_done(int epochs);         // elsewhere than on a terminal: always a line
+  void note(const std::string& line);  // a line of its own, above the bar
+  void finish();                       // ends the updating line
 
   // "epoch 3.2/20  loss 1.234  accuracy 56.7 %  lr 0.1  12,345 images/s"
   static std::string describe(const DrainRecord& record, double total_epochs);

@@ -53,8 +53,9 @@ NetworkDescription network_of_run(const Json& config) {
 }
 
 long long steps_of_run(const std::string& folder) {
-  const Json summary = read_json((fs::path(folder) / "summary.json").string(),
-                                 "the run in '" + folder + "' has no summary.json: it ended before its checkpoint");
+  const Json summary =
+      read_json((fs::path(folder) / "summary.json").string(),
+                "the run in '" + folder + "' has no summary.json: it ended before its checkpoint");
   return reading([&] { return summary.at("steps").get<long long>(); });
 }
 
@@ -104,7 +105,8 @@ void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
     f->no_flip = f->no_flip || !options.at("flip").get<bool>();
     const auto seed = options.at("seed").get<unsigned long long>();
     if (seed_given && f->seed != seed) {
-      fail_usage("--seed " + std::to_string(f->seed) + ": a resumed run keeps its seed, " + std::to_string(seed));
+      fail_usage("--seed " + std::to_string(f->seed) + ": a resumed run keeps its seed, " +
+                 std::to_string(seed));
     }
     f->seed = seed;
   });

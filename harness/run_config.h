@@ -1,4 +1,5 @@
-// Reading an earlier run's config.json, for `kiln eval --checkpoint RUN_DIR` and `kiln train --resume RUN_DIR`.
+// Reading an earlier run's config.json, for `kiln eval --checkpoint RUN_DIR` and `kiln train --resume
+// RUN_DIR`.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -23,8 +24,8 @@ void take_normalisation_of_run(const nlohmann::ordered_json& config, DataPair* d
 // The steps that the run in `folder` had done when it wrote its checkpoint. Throws Error where it has none.
 long long steps_of_run(const std::string& folder);
 
-// Gives the run's values to what was not named on the command line. Throws Error for a --seed other than the run's.
-// The limit --max-steps is not taken over.
+// Gives the run's values to what was not named on the command line. Throws Error for a --seed other than the
+// run's. The limit --max-steps is not taken over.
 void fill_from_run(const nlohmann::ordered_json& config, bool seed_given, TrainFlags* flags);
 
 }  // namespace kiln

@@ -57,7 +57,8 @@ void write_file_atomically(const std::string& path, const std::string& text) {
 void RunFolder::check(const std::string& path, bool overwrite) {
   std::error_code error;
   const fs::path exists = existing_part(path);
-  if (!fs::is_directory(exists, error)) fail_folder(path, "cannot be made: '" + exists.string() + "' is not a folder");
+  if (!fs::is_directory(exists, error))
+    fail_folder(path, "cannot be made: '" + exists.string() + "' is not a folder");
   if (access(exists.c_str(), W_OK | X_OK) != 0) {
     fail_folder(path, "cannot be written: '" + exists.string() + "': " + std::strerror(errno));
   }

@@ -9,8 +9,8 @@ namespace kiln {
 
 using Json = nlohmann::ordered_json;
 
-// Writes to a temporary name beside `path`, then renames: readers see the old file or the whole new one. Throws
-// Error(kFailure) where the disk refuses.
+// Writes to a temporary name beside `path`, then renames: readers see the old file or the whole new one.
+// Throws Error(kFailure) where the disk refuses.
 void write_file_atomically(const std::string& path, const std::string& text);
 
 class RunFolder {

@@ -10,7 +10,8 @@ namespace kiln {
 namespace {
 
 constexpr int kRecipeBatch = 512;  // a recipe's learning rate is for this batch and scales with it
-constexpr int kDrainEveryCuda = 50, kDrainEveryCpu = 5;  // steps; a CPU step takes tens of milliseconds and more
+constexpr int kDrainEveryCuda = 50,
+              kDrainEveryCpu = 5;  // steps; a CPU step takes tens of milliseconds and more
 
 template <class T>
 void override_with(T& value, const std::optional<T>& given) {
@@ -57,11 +58,13 @@ TrainOptions recipe_for(const std::string& network) {
 
 void add_train_options(CLI::App& app, TrainFlags& f) {
   add_common_options(app, f.common);
-  app.add_option("--out", f.out, "run folder, new or empty (default: runs/<network>-<device>-<precision>-e<epochs>-s<seed>)");
+  app.add_option("--out", f.out,
+                 "run folder, new or empty (default: runs/<network>-<device>-<precision>-e<epochs>-s<seed>)");
   app.add_flag("--overwrite", f.overwrite, "replace the run that is in --out");
-  app.add_option("--resume", f.resume,
-                 "go on from the checkpoint in this run folder, with its network, data, seed and options where they are "
-                 "not named here; writes into the same folder unless --out names another");
+  app.add_option(
+      "--resume", f.resume,
+      "go on from the checkpoint in this run folder, with its network, data, seed and options where they are "
+      "not named here; writes into the same folder unless --out names another");
   app.add_option("--seed", f.seed, "seed of initial weights, order and augmentation")->capture_default_str();
   const std::string recipe = "Recipe (defaults: small_cnn / resnet18)";
   const auto option = [&](const char* name, auto& value, const char* text) {
@@ -83,9 +86,12 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       ->check(CLI::PositiveNumber);
   app.add_option("--eval-every", f.eval_every, "also evaluate after every N epochs; not in train_seconds")
       ->check(CLI::PositiveNumber);
-  app.add_option("--drain-every", f.drain_every, "steps between lines of metrics.jsonl (50 on cuda, 5 on cpu)")
+  app.add_option("--drain-every", f.drain_every,
+                 "steps between lines of metrics.jsonl (50 on cuda, 5 on cpu)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--fusions-off", f.fusions_off, "rewrites of the network not to make, comma-separated; all: none is made (list: docs/engine.md)")
+  app.add_option(
+         "--fusions-off", f.fusions_off,
+         "rewrites of the network not to make, comma-separated; all: none is made (list: docs/engine.md)")
       ->delimiter(',')
       ->take_all();
   app.add_flag("--no-cuda-graph", f.no_cuda_graph, "launch kernels one by one, for profilers and debuggers");
@@ -96,7 +102,8 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       "  kiln train --data ~/cifar-10-batches-bin --out runs/first\n"
       "  kiln train --model resnet18 --data DIR --precision bf16 --epochs 30 --seed 1\n"
       "  kiln train --device cpu --train-images 2000 --epochs 2 --impl 'conv2d.*=cpu_naive'\n"
-      "The run folder gets config.json, metrics.jsonl, summary.json, weights.safetensors, state.safetensors.\n"
+      "The run folder gets config.json, metrics.jsonl, summary.json, weights.safetensors, "
+      "state.safetensors.\n"
       "Ctrl-C stops at the next line of metrics and writes a checkpoint for --resume (exit status 130).");
 }
 
@@ -128,7 +135,8 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   require_flag(std::isfinite(o.epochs) && o.epochs > 0, "--epochs", "must be above 0");
   require_flag(o.batch > 0, "--batch", "must be at least 1");
   require_flag(std::isfinite(o.lr) && o.lr >= 0, "--lr", "must be a number of at least 0");
-  require_flag(o.warmup_epochs >= 0 && o.warmup_epochs <= o.epochs, "--warmup", "must be between 0 and --epochs");
+  require_flag(o.warmup_epochs >= 0 && o.warmup_epochs <= o.epochs, "--warmup",
+               "must be between 0 and --epochs");
   require_flag(o.momentum >= 0 && o.momentum < 1, "--momentum", "must be in [0, 1)");
   require_flag(!o.nesterov || o.momentum > 0, "--momentum 0", "needs --no-nesterov");
   require_flag(std::isfinite(o.weight_decay) && o.weight_decay >= 0, "--weight-decay", "must be at least 0");

@@ -110,7 +110,8 @@ bool offers_relu(const Lowering& l, int batchnorm) {
   fused.relu = true;
   const std::string& id = l.id(batchnorm);
   if (!l.options.training) return l.steps.offers<BatchnormFwdInfer>(id, plain, fused);
-  return l.steps.offers<BatchnormFwdTrain>(id, plain, fused) && l.steps.offers<BatchnormBwd>(id, plain, fused);
+  return l.steps.offers<BatchnormFwdTrain>(id, plain, fused) &&
+         l.steps.offers<BatchnormBwd>(id, plain, fused);
 }
 
 }  // namespace

@@ -30,7 +30,8 @@ def load_images(folder, count, device):
     if folder:
         records = [numpy.fromfile(pathlib.Path(folder) / f"data_batch_{i}.bin", numpy.uint8) for i in range(1, 6)]
         data = numpy.concatenate(records).reshape(-1, 3073)[:count]
-        images, labels = torch.from_numpy(data[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(data[:, 0].copy())
+        images = torch.from_numpy(data[:, 1:].reshape(-1, 3, 32, 32).copy())
+        labels = torch.from_numpy(data[:, 0].copy())
     else:
         generator = torch.Generator().manual_seed(0)
         labels = torch.randint(10, (count,), generator=generator)
@@ -161,7 +162,8 @@ def main():
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--data", help="folder with data_batch_1..5.bin (default: made-up images)")
     parser.add_argument("--epochs", type=int, default=3, help="timed epochs, at least 3")
-    parser.add_argument("--compile", choices=("default", "reduce-overhead", "max-autotune"), help="torch.compile's mode")
+    parser.add_argument("--compile", choices=("default", "reduce-overhead", "max-autotune"),
+                        help="torch.compile's mode (default: eager)")
     parser.add_argument("--augment", action="store_true")
     parser.add_argument("--out", help="JSON file to write (default: standard output)")
     args = parser.parse_args()

@@ -37,30 +37,35 @@ class Maker:
         return torch.randn(*shape, device=self.device, dtype=dtype or self.dtype).requires_grad_(grad)
 
 
-def conv_pass(p, make, which):
-    n, c, k, (r, s) = p["n"], p["c"], p["k"], p["r"]
+def conv_pass(p, make, which, depthwise=False):
+    n, c, (r, s) = p["n"], p["c"], p["r"]
+    k, groups = (c, c) if depthwise else (p["k"], 1)
     stride = p.get("st", (1, 1))
-    pad = p.get("p", (r // 2, r // 2))
+    pad = p.get("p", (r // 2, s // 2))
     out_h = (p["h"] + 2 * pad[0] - r) // stride[0] + 1
     out_w = (p["w"] + 2 * pad[1] - s) // stride[1] + 1
     bias = bool(p.get("bias"))
 
     def make_set():
-        x, w = make.nhwc(n, c, p["h"], p["w"]), make.nhwc(k, c, r, s)
+        x, w = make.nhwc(n, c, p["h"], p["w"]), make.nhwc(k, c // groups, r, s)
         b = make.flat(k) if bias else None
         return (x, w, b) if which == "fwd" else (x, w, make.nhwc(n, k, out_h, out_w))
 
     def forward(one):
-        return F.conv2d(*one, stride=stride, padding=pad)
+        return F.conv2d(*one, stride=stride, padding=pad, groups=groups)
 
     def backward(one):
         x, w, dy = one
         mask = [which == "dgrad", which == "wgrad", which == "wgrad" and bias]
-        grads = torch.ops.aten.convolution_backward(dy, x, w, [k], stride, pad, [1, 1], False, [0, 0], 1, mask)
+        grads = torch.ops.aten.convolution_backward(dy, x, w, [k], stride, pad, [1, 1], False, [0, 0], groups, mask)
         return [g for g in grads if g is not None]
 
-    flops = 2 * n * out_h * out_w * k * r * s * c
+    flops = 2 * n * out_h * out_w * k * r * s * c // groups
     return make_set, forward if which == "fwd" else backward, flops
+
+
+def depthwise_pass(p, make, which):
+    return conv_pass(p, make, which, depthwise=True)
 
 
 def linear_pass(p, make, which):
@@ -162,6 +167,7 @@ def build(op_pass, p, make):
     """(make_set, run, flops) of a row, or None where PyTorch has no such pass."""
     count = p["n"] * p["h"] * p["w"] * p.get("c", 1)
     for op, passes, builder in (("conv2d", ("fwd", "dgrad", "wgrad"), conv_pass),
+                                ("depthwise_conv2d", ("fwd", "dgrad", "wgrad"), depthwise_pass),
                                 ("linear", ("fwd", "dgrad", "wgrad"), linear_pass),
                                 ("batchnorm", ("fwd_train", "fwd_infer", "bwd"), batchnorm_pass),
                                 ("max_pool2d", ("fwd", "bwd"), max_pool_pass),
@@ -189,15 +195,20 @@ def default_rows():
                               (512, 512, 4, 512, 3, 1), (512, 64, 32, 128, 1, 2), (512, 16, 32, 96, 1, 1),
                               (512, 96, 32, 24, 1, 1), (512, 384, 8, 64, 1, 1), (512, 64, 8, 384, 1, 1),
                               (512, 960, 4, 160, 1, 1)):
-        text = f"n{n}_h{h}_w{h}_c{c}_k{k}_r{r}_st{st}_p{r // 2}"
+        text = f"n{n}_h{h}_w{h}_c{c}_k{k}_r{r}" + (f"_st{st}" if st > 1 else "")
         rows += [(f"conv2d_{which}", text) for which in ("fwd", "dgrad", "wgrad")]
+    for c, h, r, st in ((32, 32, 3, 1), (96, 32, 3, 1), (144, 32, 3, 2), (192, 16, 3, 1), (384, 8, 3, 1),
+                        (576, 8, 3, 2), (960, 4, 3, 1), (64, 16, 5, 1)):
+        text = f"n512_h{h}_w{h}_c{c}_r{r}" + (f"_st{st}" if st > 1 else "")
+        rows += [(f"depthwise_conv2d_{which}", text) for which in ("fwd", "dgrad", "wgrad")]
     for n, c, h in ((512, 64, 32), (512, 128, 16), (512, 256, 8), (512, 512, 4), (2000, 64, 15), (2000, 256, 7)):
         text = f"n{n}_h{h}_w{h}_c{c}"
-        rows += [("batchnorm_fwd_train", text), ("batchnorm_fwd_train", text + "_relu"), ("batchnorm_bwd", text)]
+        rows += [(f"batchnorm_{which}", text + relu) for which in ("fwd_train", "bwd") for relu in ("", "_relu")]
     for n, c, h in ((512, 64, 32), (2000, 64, 31), (2000, 256, 15), (512, 256, 8)):
         rows += [(f"max_pool2d_{which}", f"n{n}_h{h}_w{h}_c{c}_r2_st2_p0_arg8") for which in ("fwd", "bwd")]
         rows.append(("global_avg_pool_fwd", f"n{n}_h{h}_w{h}_c{c}"))
-    rows += [("softmax_xent_fwd_bwd", f"n{n}_c{c}_ls0.1") for n, c in ((512, 10), (2000, 10), (65536, 10), (8192, 1000))]
+    for n, c in ((512, 10), (2000, 10), (65536, 10), (8192, 1000)):
+        rows.append(("softmax_xent_fwd_bwd", f"n{n}_c{c}_ls0.1"))
     return rows
 
 
@@ -233,7 +244,8 @@ def main():
     args = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    wanted = rows_like(args.like) if args.like else [(a, b, d) for d in args.dtype.split(",") for a, b in default_rows()]
+    suite = [(op_pass, text, dtype) for dtype in args.dtype.split(",") for op_pass, text in default_rows()]
+    wanted = rows_like(args.like) if args.like else suite
     rows = []
     for op_pass, text, dtype in wanted:
         if not re.search(args.filter, f"{op_pass}/{text}/{dtype}"):
@@ -241,7 +253,8 @@ def main():
         entry = measure(op_pass, text, dtype, args.device)
         if entry:
             rows.append(entry)
-            print(f"{entry['name']:80s} cold {entry['cold_us']:9.1f} us  warm {entry['warm_us']:9.1f} us", file=sys.stderr)
+            print(f"{entry['name']:80s} cold {entry['cold_us']:9.1f} us  warm {entry['warm_us']:9.1f} us",
+                  file=sys.stderr)
     common.write_results(args.out, common.context(args.device), rows)
 
 

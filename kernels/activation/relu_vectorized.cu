@@ -1,8 +1,9 @@
 // relu fwd: y[i] = x[i] > 0 ? x[i] : 0 (NaN stays);  relu bwd: dx[i] = y[i] > 0 ? dy[i] : 0.
 //
-// A thread owns 16 bytes (8 bf16 or 4 fp32) and loads them with one access, so that a warp moves 512 contiguous
-// bytes an instruction; the last elements that fill no vector go to the first threads one by one. No shared
-// memory. Needs 16-byte aligned tensors (make_plan checks). Deterministic. Mirrors cpu_reference/activation_naive.cpp.
+// A thread owns 16 bytes (8 bf16 or 4 fp32) and loads them with one access, so that a warp moves 512
+// contiguous bytes an instruction; the last elements that fill no vector go to the first threads one by one.
+// No shared memory. Needs 16-byte aligned tensors (make_plan checks). Deterministic. Mirrors
+// cpu_reference/activation_naive.cpp.
 #include "kernels/activation/activation.h"
 #include "kernels/common/check.h"
 #include "kernels/common/grid.h"
@@ -60,8 +61,9 @@ template <class T>
 Plan<ReluFwd::Args> plan_fwd(const ReluProblem& p) {
   const int elements = static_cast<int>(p.elements());
   return make_plan<ReluFwd::Args>(0, [elements](const ReluFwd::Args& a, void*, Stream stream) {
-    relu_fwd_vectorized_kernel<T><<<grid_for(elements, kThreads * kVec16<T>), kThreads, 0, cuda_stream(stream)>>>(
-        static_cast<const T*>(a.x), static_cast<T*>(a.y), elements);
+    relu_fwd_vectorized_kernel<T>
+        <<<grid_for(elements, kThreads * kVec16<T>), kThreads, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.x), static_cast<T*>(a.y), elements);
     check_launch("relu_fwd_vectorized_kernel");
   });
 }
@@ -70,8 +72,9 @@ template <class T>
 Plan<ReluBwd::Args> plan_bwd(const ReluProblem& p) {
   const int elements = static_cast<int>(p.elements());
   return make_plan<ReluBwd::Args>(0, [elements](const ReluBwd::Args& a, void*, Stream stream) {
-    relu_bwd_vectorized_kernel<T><<<grid_for(elements, kThreads * kVec16<T>), kThreads, 0, cuda_stream(stream)>>>(
-        static_cast<const T*>(a.dy), static_cast<const T*>(a.y), static_cast<T*>(a.dx), elements);
+    relu_bwd_vectorized_kernel<T>
+        <<<grid_for(elements, kThreads * kVec16<T>), kThreads, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.dy), static_cast<const T*>(a.y), static_cast<T*>(a.dx), elements);
     check_launch("relu_bwd_vectorized_kernel");
   });
 }

@@ -125,7 +125,12 @@ bool keeps_promise(const CudnnEngine& engine, DType dtype) {
 
 // FFT and Winograd transforms round what the plain sum of small integers would keep.
 bool is_exact(const CudnnEngine& engine) {
-  return !engine.has(CUDNN_NUMERICAL_NOTE_FFT) && !engine.has(CUDNN_NUMERICAL_NOTE_WINOGRAD);
+  for (const cudnnBackendNumericalNote_t transform :
+       {CUDNN_NUMERICAL_NOTE_FFT, CUDNN_NUMERICAL_NOTE_WINOGRAD, CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4,
+        CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6, CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13}) {
+    if (engine.has(transform)) return false;
+  }
+  return true;
 }
 
 // The execution, or nothing where cuDNN refuses.

@@ -221,11 +221,15 @@ Verdict compare_tensors(const Case& c, const std::vector<TensorSpec>& specs, con
            << value_at(got[i], d.worst) << ", wanted " << value_at(*reference, d.worst);
       if (tolerance.bit_equal) {
         text << " (to the bit)";
-      } else {
-        text << " within "
-             << tolerance.absolute + tolerance.relative * std::abs(value_at(*reference, d.worst));
+        return wrong(c, text.str());
       }
-      return wrong(c, text.str());
+      const double wanted = value_at(*reference, d.worst);
+      const double bound = tolerance.absolute + tolerance.relative * std::abs(wanted);
+      text << " within " << bound;
+      Verdict verdict = wrong(c, text.str());
+      const double error = std::abs(value_at(got[i], d.worst) - wanted);
+      if (std::isfinite(error)) verdict.excess = error / bound;
+      return verdict;
     }
     if (!tolerance.bit_equal && !(norm <= tolerance.norm)) {
       text << "'" << spec.name << "': root-mean-square error " << norm << ", allowed " << tolerance.norm

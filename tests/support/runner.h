@@ -1,6 +1,7 @@
 // Judges one case: an implementation's outputs against the reference's on the same inputs.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -33,6 +34,9 @@ struct Case {
 struct Verdict {
   bool ok = true;
   std::string message;  // why not: tensor, worst coordinate, got, wanted, how to repeat it
+  // Of elements outside a rounding bound: the worst one's error over its bound. Infinite for all other
+  // faults.
+  double excess = std::numeric_limits<double>::infinity();
 };
 
 // Inputs of a problem and what the judge makes of them, both in fp32 (integers as they are).
