@@ -105,6 +105,23 @@ std::vector<TensorSpec> MaxPool2dFwd::tensors(const MaxPool2dProblem& p) {
       {.name = "arg", .shape = y_shape(p), .dtype = DType::kU8, .role = arg_role, .check = Check::kExact}};
 }
 
+double MaxPool2dFwd::compulsory_bytes(const MaxPool2dProblem& p) {
+  const auto covered = [](int outputs, int window, int stride, int pad, int size) {
+    int count = 0;
+    for (int i = 0; i < size; ++i) {
+      const int last =
+          std::min((i + pad) / stride, outputs - 1);  // the last window that begins at or before i
+      count += last * stride - pad + window > i;
+    }
+    return static_cast<double>(count);
+  };
+  const double read = p.n * covered(p.p(), p.r, p.stride_h, p.pad_h, p.h) *
+                      covered(p.q(), p.s, p.stride_w, p.pad_w, p.w) * p.c;
+  const double outputs = 1.0 * p.n * p.p() * p.q() * p.c;
+  const double dtype_bytes = static_cast<double>(size_of(p.dtype));
+  return read * dtype_bytes + outputs * (dtype_bytes + (p.arg == PoolArg::kArg8 ? 1 : 0));
+}
+
 std::vector<TensorSpec> MaxPool2dBwd::tensors(const MaxPool2dProblem& p) {
   if (p.arg == PoolArg::kNone) {
     fail_problem("max_pool2d", p.str(), "the backward pass needs the saved positions: add arg8");

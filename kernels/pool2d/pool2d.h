@@ -2,7 +2,8 @@
 // NHWC.
 //
 //   max fwd  y[n,p,q,c] = max_{r,s in window, inside the image} x[n, p*sh+r-ph, q*sw+s-pw, c]
-//            NaN wins; the first maximum in (r,s) order is the position; output size is floor mode (PyTorch).
+//            NaN wins (the last of several); else the first maximum in (r,s) order is the position; output
+//            size is floor mode (PyTorch).
 //   max bwd  dx[n,h,w,c] = sum over the windows whose saved position is (h,w) of dy[n,p,q,c]
 //   gap fwd  y[n,c] = mean_{h,w} x[n,h,w,c];   gap bwd  dx[n,h,w,c] = dy[n,c] / (H*W)
 #pragma once
@@ -47,6 +48,7 @@ struct MaxPool2dFwd {
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 1.0 * p.n * p.p() * p.q() * p.c * (p.r * p.s - 1); }
+  static double compulsory_bytes(const Problem& p);  // pixels that no window covers (floor mode) are not read
   static Table<MaxPool2dFwd> impls(DeviceKind);
 };
 
