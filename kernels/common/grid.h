@@ -1,4 +1,4 @@
-// Small helpers of launchers: grid sizes and dispatch on dtype.
+// Small helpers of launchers: grid sizes.
 #pragma once
 
 #include <algorithm>
