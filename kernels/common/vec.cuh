@@ -38,7 +38,4 @@ struct alignas(sizeof(T) * V) Vec {
 template <class T>
 constexpr int kVec16 = 16 / static_cast<int>(sizeof(T));
 
-// Host: true where every pointer is 16-byte aligned and `extent` (elements of T) is a multiple of V.
-inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 }  // namespace kiln

@@ -40,11 +40,12 @@ void sum_splits(const float* partial, const Shape& shape, const float* bias, voi
   if (dtype == DType::kBF16) {
     linear_sum_splits_kernel<<<blocks, kThreads, 0, cuda_stream(stream)>>>(
         partial, bias, static_cast<bf16*>(out), row_sums, shape);
+    check_launch("linear_sum_splits_kernel (bf16)");
   } else {
     linear_sum_splits_kernel<<<blocks, kThreads, 0, cuda_stream(stream)>>>(
         partial, bias, static_cast<float*>(out), row_sums, shape);
+    check_launch("linear_sum_splits_kernel (fp32)");
   }
-  check_launch("linear_sum_splits_kernel");
 }
 
 }  // namespace kiln::linear_tile

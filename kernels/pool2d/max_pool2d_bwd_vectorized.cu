@@ -141,11 +141,12 @@ void launch(const MaxPool2dBwd::Args& a, const Grid& grid, Stream stream) {
   if constexpr (kSide > 0) {
     max_pool2d_bwd_vectorized_square_kernel<T, V, kSide, kStride>
         <<<blocks, kThreads, 0, cuda_stream(stream)>>>(dy, arg, dx, grid);
+    check_launch("max_pool2d_bwd_vectorized_square_kernel");
   } else {
     max_pool2d_bwd_vectorized_any_kernel<T, V>
         <<<blocks, kThreads, 0, cuda_stream(stream)>>>(dy, arg, dx, grid);
+    check_launch("max_pool2d_bwd_vectorized_any_kernel");
   }
-  check_launch("max_pool2d_bwd_vectorized_kernel");
 }
 
 template <class T>

@@ -117,11 +117,12 @@ void launch(const MaxPool2dFwd::Args& a, const PoolShape& g, Stream stream) {
   if (arg) {
     max_pool2d_fwd_vectorized_kernel<T, V, kSide, kPadded, true>
         <<<blocks, kThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
+    check_launch("max_pool2d_fwd_vectorized_kernel (arg)");
   } else {
     max_pool2d_fwd_vectorized_kernel<T, V, kSide, kPadded, false>
         <<<blocks, kThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
+    check_launch("max_pool2d_fwd_vectorized_kernel");
   }
-  check_launch("max_pool2d_fwd_vectorized_kernel");
 }
 
 template <class T>
