@@ -1,12 +1,14 @@
-// Times single passes: see kLayerHelp in layer_options.cpp.
+// Times single passes: see layer_options.cpp for the flags, docs/measuring.md for what is measured.
 #include <benchmark/benchmark.h>
 #ifdef KILN_WITH_CUDNN
 #include <cudnn.h>
 #endif
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 
 #include "bench/layer_rows.h"
 #include "kernels/common/error.h"
@@ -58,41 +60,74 @@ void add_context(const Device& device, const Ceilings& ceilings) {
 #ifdef KILN_WITH_CUDNN
   benchmark::AddCustomContext("cudnn", std::to_string(cudnnGetVersion()));
 #endif
-  benchmark::AddCustomContext("sm_mhz", text(ceilings.sm_mhz));
-  benchmark::AddCustomContext("dram_gbps", text(ceilings.dram_gbps));
-  benchmark::AddCustomContext("copy_gbps", text(ceilings.copy_gbps));
-  benchmark::AddCustomContext("read_gbps", text(ceilings.read_gbps));
-  benchmark::AddCustomContext("write_gbps", text(ceilings.write_gbps));
-  benchmark::AddCustomContext("matmul_bf16_tflops", text(ceilings.matmul_bf16_tflops));
+  if (const auto watts = Nvml(device.uuid).power_limit_w()) {
+    benchmark::AddCustomContext("power_limit_w", text(*watts));
+  }
+  std::fprintf(stderr, "%-20s %12s %12s\n", "ceiling", "measured", "specified");
+  for (const Ceilings::Line& line : ceilings.lines(device)) {
+    const double value = std::isnan(line.measured) ? line.specified : line.measured;
+    benchmark::AddCustomContext(line.name, text(value));
+    std::fprintf(stderr, "%-20s %12s %12s\n", line.name.c_str(), text(line.measured).c_str(),
+                 text(line.specified).c_str());
+  }
 }
+
+// Rows by problem: a problem is measured when its first row is asked for.
+class Rows {
+ public:
+  Rows(std::vector<LayerRow> rows, LayerBench& bench) : bench_(bench) {
+    for (LayerRow& row : rows) {
+      const std::string group = row.group();
+      groups_[group].rows.push_back(std::move(row));
+    }
+  }
+  const RowResult& result(const LayerRow& row) {
+    Group& group = groups_.at(row.group());
+    if (group.results.empty()) group.results = bench_.measure(group.rows);
+    for (size_t i = 0; i < group.rows.size(); ++i) {
+      if (group.rows[i].impl == row.impl) return group.results[i];
+    }
+    fail_failure("no such row: " + row.name());
+  }
+
+ private:
+  struct Group {
+    std::vector<LayerRow> rows;
+    std::vector<RowResult> results;
+  };
+  LayerBench& bench_;
+  std::map<std::string, Group> groups_;
+};
 
 bool any_failed = false;
 
-void run_row(benchmark::State& state, LayerBench& bench, const LayerRow& row) {
-  LayerCounters c;
-  try {
-    c = bench.measure(row);
-  } catch (const std::exception& error) {
+void run_row(benchmark::State& state, Rows& rows, const LayerRow& row) {
+  const RowResult& result = rows.result(row);
+  if (!result.error.empty()) {
     any_failed = any_failed || !row.peer;  // a peer that fails its gate has no row, which is its own matter
-    state.SkipWithError(error.what());
+    state.SkipWithError(result.error.c_str());
     return;
   }
+  const LayerCounters& c = result.counters;
   for (auto _ : state) state.SetIterationTime(c.cold_us * 1e-6);
-  state.SetLabel(row.label);
-  state.counters["cold_us"] = c.cold_us;
-  state.counters["warm_us"] = c.warm_us;
-  state.counters["spread_pct"] = c.spread_pct;
-  state.counters["gbps"] = c.gbps;
-  state.counters["tflops"] = c.tflops;
-  state.counters["pct_ceiling"] = c.pct_ceiling;
-  state.counters["x_vendor_best"] = c.x_vendor_best;
-  state.counters["x_vendor_default"] = c.x_vendor_default;
-  state.counters["x_naive"] = c.x_naive;
+  state.SetLabel(row.label + (result.note.empty() ? "" : " [clocks: " + result.note + "]"));
+  const std::pair<const char*, double> counters[] = {{"cold_us", c.cold_us},
+                                                     {"warm_us", c.warm_us},
+                                                     {"spread_pct", c.spread_pct},
+                                                     {"gbps", c.gbps},
+                                                     {"tflops", c.tflops},
+                                                     {"pct_ceiling", c.pct_ceiling},
+                                                     {"x_vendor_best", c.x_vendor_best},
+                                                     {"x_vendor_default", c.x_vendor_default},
+                                                     {"x_naive", c.x_naive},
+                                                     {"workspace_bytes", c.workspace_bytes},
+                                                     {"sm_mhz", c.sm_mhz},
+                                                     {"samples", c.samples}};
+  for (const auto& [name, value] : counters) state.counters[name] = value;
 }
 
 int run(int argc, char** argv) {
   const LayerOptions options = parse_layer_options(argc, argv);
-  if (options.help) std::fputs(kLayerHelp, stdout);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   const Device& device = !options.device.empty() ? device_from_name(options.device)
@@ -101,13 +136,16 @@ int run(int argc, char** argv) {
   for (const std::string& id : options.impl.skipped(device.kind)) {
     std::fprintf(stderr, "skipped: %s has no such implementation on %s\n", id.c_str(), device.name.c_str());
   }
-  const std::vector<LayerRow> rows = layer_rows(options, device);
-  const Ceilings ceilings = measure_ceilings(device);
+  PlanRanking ranking(options.cudnn_plans);
+  const std::vector<LayerRow> rows = layer_rows(options, device, ranking);
+  const Ceilings ceilings = options.profile ? Ceilings{} : measure_ceilings(device);
   add_context(device, ceilings);
-  LayerBench bench(device, ceilings);
+  LayerBench bench(device, ceilings, options.timing);
+  if (options.profile) bench.profile_only();
+  Rows measured(rows, bench);
   for (const LayerRow& row : rows) {
     benchmark::RegisterBenchmark(row.name().c_str(),
-                                 [&](benchmark::State& state) { run_row(state, bench, row); })
+                                 [&](benchmark::State& state) { run_row(state, measured, row); })
         ->Iterations(1)
         ->UseManualTime()
         ->Unit(benchmark::kMicrosecond);

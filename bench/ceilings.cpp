@@ -10,6 +10,7 @@
 #endif
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "bench/timing.h"
@@ -18,12 +19,14 @@
 namespace kiln {
 namespace {
 
-constexpr double kProbeSeconds = 0.02;
+constexpr TimingOptions kProbe = {.sample_seconds = 0.01, .most_seconds = 0.15};
 #ifdef KILN_WITH_CUDA
 constexpr size_t kProbeBytes = size_t{1} << 29;  // far beyond any L2
+constexpr int kEmptyLaunches = 1000;
 #endif
 #ifdef KILN_WITH_CUBLAS
 constexpr int kMatmul = 6144;  // below the size where the power limit bites
+constexpr int kMatmulF32 = 4096;
 #endif
 
 // bf16 multiply-add FLOPs a clock and multiprocessor, dense, fp32 accumulation (NVIDIA's architecture
@@ -44,12 +47,29 @@ double bf16_flops_per_clock(int sm) {
   }
 }
 
+#ifdef KILN_WITH_CUDA
+// Host seconds a launch of an empty kernel takes, one after another on a stream.
+double launch_seconds(const OwnedStream& stream) {
+  std::vector<double> samples;
+  for (int i = 0; i < 9; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int j = 0; j < kEmptyLaunches; ++j) probe_nothing(stream.get());
+    stream.synchronize();
+    samples.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
+                      kEmptyLaunches);
+  }
+  return summarize(std::move(samples)).seconds;
+}
+#endif
+
 #ifdef KILN_WITH_CUBLAS
-double probe_matmul(const OwnedStream& stream) {
-  const size_t bytes = size_t{2} * kMatmul * kMatmul;
+// TFLOP/s of a product of square matrices of `type`.
+double probe_matmul(const OwnedStream& stream, int size, cudaDataType_t type, cublasComputeType_t compute) {
+  const size_t bytes = (type == CUDA_R_32F ? size_t{4} : size_t{2}) * size * size;
   DeviceMemory a(DeviceKind::kCuda, bytes), b(DeviceKind::kCuda, bytes), c(DeviceKind::kCuda, bytes);
-  a.fill(0x3c, 0, bytes);  // 0x3c3c: about 0.01
-  b.fill(0x3c, 0, bytes);
+  fill_noise(a.data(), bytes, type == CUDA_R_32F ? 4 : 2, type == CUDA_R_16BF, stream.get());
+  fill_noise(b.data(), bytes, type == CUDA_R_32F ? 4 : 2, type == CUDA_R_16BF, stream.get());
+  stream.synchronize();
   cublasHandle_t handle = nullptr;
   if (cublasCreate(&handle) != CUBLAS_STATUS_SUCCESS) return Ceilings::kVoid;
   DeviceMemory workspace(DeviceKind::kCuda, size_t{32} << 20);  // so that nothing is allocated in a graph
@@ -58,17 +78,15 @@ double probe_matmul(const OwnedStream& stream) {
   bool good = true;
   const Bound multiply([&](Stream) {
     const float one = 1, zero = 0;
-    good = good &&
-           cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kMatmul, kMatmul, kMatmul, &one, a.data(),
-                        CUDA_R_16BF, kMatmul, b.data(), CUDA_R_16BF, kMatmul, &zero, c.data(), CUDA_R_16BF,
-                        kMatmul, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS;
+    good = good && cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, size, size, size, &one, a.data(), type,
+                                size, b.data(), type, size, &zero, c.data(), type, size, compute,
+                                CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS;
   });
   multiply.launch(stream.get());
   stream.synchronize();
-  const double seconds =
-      time_launches({&multiply, 1}, DeviceKind::kCuda, stream.get(), kProbeSeconds).seconds;
+  const double seconds = time_launches({&multiply, 1}, DeviceKind::kCuda, stream.get(), kProbe).seconds;
   cublasDestroy(handle);
-  return good ? 2.0 * kMatmul * kMatmul * kMatmul / seconds * 1e-12 : Ceilings::kVoid;
+  return good ? 2.0 * size * size * size / seconds * 1e-12 : Ceilings::kVoid;
 }
 #endif
 
@@ -88,8 +106,26 @@ double Ceilings::specified_arithmetic_rate(const Device& device, DType dtype) co
 }
 
 double Ceilings::arithmetic_rate(const Device& device, DType dtype) const {
-  if (dtype == DType::kF32 || std::isnan(matmul_bf16_tflops)) return specified_arithmetic_rate(device, dtype);
-  return matmul_bf16_tflops * 1e12 / (dtype == DType::kTF32 ? 2 : 1);
+  const double measured = dtype == DType::kF32    ? fma_fp32_tflops
+                          : dtype == DType::kTF32 ? matmul_tf32_tflops
+                                                  : matmul_bf16_tflops;
+  return std::isnan(measured) ? specified_arithmetic_rate(device, dtype) : measured * 1e12;
+}
+
+std::vector<Ceilings::Line> Ceilings::lines(const Device& device) const {
+  const auto specified = [&](DType dtype) { return specified_arithmetic_rate(device, dtype) * 1e-12; };
+  return {{"sm_mhz", kVoid, sm_mhz},
+          {"dram_gbps", kVoid, dram_gbps},
+          {"copy_gbps", copy_gbps, dram_gbps},
+          {"read_gbps", read_gbps, dram_gbps},
+          {"write_gbps", write_gbps, dram_gbps},
+          {"l2_read_gbps", l2_read_gbps, kVoid},
+          {"matmul_bf16_tflops", matmul_bf16_tflops, specified(DType::kBF16)},
+          {"matmul_fp16_tflops", matmul_fp16_tflops, specified(DType::kBF16)},
+          {"matmul_tf32_tflops", matmul_tf32_tflops, specified(DType::kTF32)},
+          {"fma_fp32_tflops", fma_fp32_tflops, specified(DType::kF32)},
+          {"launch_us", launch_us, kVoid},
+          {"graph_node_us", graph_node_us, kVoid}};
 }
 
 #ifndef KILN_WITH_CUDA
@@ -108,22 +144,40 @@ Ceilings measure_ceilings(const Device& device) {
 
   const OwnedStream stream(DeviceKind::kCuda);
   DeviceMemory a(DeviceKind::kCuda, kProbeBytes), b(DeviceKind::kCuda, kProbeBytes);
-  a.fill(1, 0, kProbeBytes);
-  b.fill(1, 0, kProbeBytes);
-  const auto gbps = [&](double bytes, auto launch) {
+  fill_noise(a.data(), kProbeBytes, 4, false, stream.get());
+  fill_noise(b.data(), kProbeBytes, 4, false, stream.get());
+  const auto seconds = [&](auto launch) {
     const Bound bound([&](Stream s) { launch(s); });
     bound.launch(stream.get());
     stream.synchronize();
-    return bytes / time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), kProbeSeconds).seconds * 1e-9;
+    return time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), kProbe).seconds;
   };
   const int blocks = device.multiprocessors * 16;
+  const auto gbps = [&](double bytes, auto launch) { return bytes / seconds(launch) * 1e-9; };
   ceilings.read_gbps =
       gbps(kProbeBytes, [&](Stream s) { probe_read(a.data(), b.data(), kProbeBytes, blocks, s); });
   ceilings.write_gbps = gbps(kProbeBytes, [&](Stream s) { probe_write(b.data(), kProbeBytes, s); });
   ceilings.copy_gbps =
       gbps(2.0 * kProbeBytes, [&](Stream s) { probe_copy(a.data(), b.data(), kProbeBytes, s); });
+  const size_t in_l2 = device.l2_bytes / 4 / 32768 * 32768;  // a quarter: one half of the L2 serves it
+  if (in_l2 > 0) {
+    ceilings.l2_read_gbps = gbps(16.0 * static_cast<double>(in_l2), [&](Stream s) {
+      for (int i = 0; i < 16; ++i) probe_l2(a.data(), b.data(), in_l2, blocks / 2, s);
+    });
+  }
+  ceilings.fma_fp32_tflops = probe_fma_flops(device.multiprocessors) /
+                             seconds([&](Stream s) { probe_fma(b.data(), device.multiprocessors, s); }) *
+                             1e-12;
+  ceilings.graph_node_us = 1e6 / kEmptyLaunches * seconds([&](Stream s) {
+                             for (int i = 0; i < kEmptyLaunches; ++i) probe_nothing(s);
+                           });
+  ceilings.launch_us = 1e6 * launch_seconds(stream);
 #ifdef KILN_WITH_CUBLAS
-  ceilings.matmul_bf16_tflops = probe_matmul(stream);
+  ceilings.matmul_bf16_tflops = probe_matmul(stream, kMatmul, CUDA_R_16BF, CUBLAS_COMPUTE_32F);
+  ceilings.matmul_fp16_tflops = probe_matmul(stream, kMatmul, CUDA_R_16F, CUBLAS_COMPUTE_32F);
+  ceilings.matmul_tf32_tflops = probe_matmul(stream, kMatmul, CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32);
+  ceilings.fma_fp32_tflops = std::fmax(
+      ceilings.fma_fp32_tflops, probe_matmul(stream, kMatmulF32, CUDA_R_32F, CUBLAS_COMPUTE_32F_PEDANTIC));
 #endif
   return ceilings;
 }

@@ -1,9 +1,13 @@
-// Bandwidth probes: y[i] = x[i], y[i] = 0, and sum x[i], 16 bytes a thread and access.
+// Probes: y[i] = x[i], y[i] = 0, and sum x[i] from DRAM and from L2, 16 bytes a thread and access; FMA chains
+// in registers; nothing at all.
 //
 // Copy and write: a block owns 16 KiB, a thread four 16-byte vectors, 4 KiB apart, so that four accesses are
 // in flight and every warp access is one line of 512 contiguous bytes. Read: blocks step through x with the
 // grid's stride, eight loads in flight a thread. No shared memory. Sizes are multiples of what a block owns
 // (ceiling_kernels.h).
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "bench/ceiling_kernels.h"
 #include "kernels/common/check.h"
 
@@ -46,6 +50,60 @@ __global__ __launch_bounds__(kThreads) void probe_read_kernel(const uint4* __res
   if (sum == 0xdeadbeefu) *sink = make_uint4(sum, sum, sum, sum);
 }
 
+__global__ __launch_bounds__(kThreads) void probe_l2_kernel(const uint4* __restrict__ x,  // [vectors]
+                                                            uint4* __restrict__ sink,     // [1]
+                                                            size_t vectors) {
+  const size_t stride = static_cast<size_t>(gridDim.x) * kThreads;
+  unsigned sum = 0;
+#pragma unroll 8
+  for (size_t i = static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += stride) {
+    const uint4 v = __ldcg(x + i);
+    sum |= v.x | v.y | v.z | v.w;
+  }
+  if (sum == 0xdeadbeefu) *sink = make_uint4(sum, sum, sum, sum);
+}
+
+constexpr int kChains = 8, kFmaSteps = 4096, kFmaBlocks = 4;  // chains a thread, steps a chain, blocks an SM
+
+__global__ __launch_bounds__(kThreads) void probe_fma_kernel(float* __restrict__ sink) {  // [1]
+  float sum[kChains];
+  const float scale = 1.0f - threadIdx.x * 0x1p-30f;
+#pragma unroll
+  for (int j = 0; j < kChains; ++j) sum[j] = static_cast<float>(j);
+#pragma unroll 8
+  for (int i = 0; i < kFmaSteps; ++i) {
+#pragma unroll
+    for (int j = 0; j < kChains; ++j) sum[j] = fmaf(sum[j], scale, 0x1p-20f);
+  }
+  float total = 0;
+#pragma unroll
+  for (int j = 0; j < kChains; ++j) total += sum[j];
+  if (total == -1.0f) *sink = total;
+}
+
+__global__ void probe_nothing_kernel() {}
+
+// 32 random bits of an index (the finaliser of MurmurHash3).
+__device__ unsigned mixed_bits(unsigned x) {
+  x = (x ^ x >> 16) * 0x85ebca6bu;
+  x = (x ^ x >> 13) * 0xc2b2ae35u;
+  return x ^ x >> 16;
+}
+
+template <int kElement, bool kBf16>
+__global__ __launch_bounds__(kThreads) void fill_noise_kernel(void* x, size_t elements) {  // [elements]
+  const size_t i = static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= elements) return;
+  const float value = static_cast<float>(mixed_bits(static_cast<unsigned>(i)) >> 8) * 0x1p-23f - 1.0f;
+  if constexpr (kElement == 4) {
+    static_cast<float*>(x)[i] = value;
+  } else if constexpr (kBf16) {
+    static_cast<__nv_bfloat16*>(x)[i] = __float2bfloat16(value);
+  } else {
+    static_cast<__half*>(x)[i] = __float2half(value);
+  }
+}
+
 unsigned blocks_for(size_t bytes) { return static_cast<unsigned>(bytes / (16 * kThreads * kVectors)); }
 
 }  // namespace
@@ -65,6 +123,37 @@ void probe_copy(const void* x, void* y, size_t bytes, Stream stream) {
   probe_copy_kernel<<<blocks_for(bytes), kThreads, 0, cuda_stream(stream)>>>(static_cast<const uint4*>(x),
                                                                              static_cast<uint4*>(y));
   check_launch("probe_copy_kernel");
+}
+
+void probe_l2(const void* x, void* sink, size_t bytes, int blocks, Stream stream) {
+  probe_l2_kernel<<<blocks, kThreads, 0, cuda_stream(stream)>>>(static_cast<const uint4*>(x),
+                                                                static_cast<uint4*>(sink), bytes / 16);
+  check_launch("probe_l2_kernel");
+}
+
+void probe_fma(void* sink, int multiprocessors, Stream stream) {
+  probe_fma_kernel<<<multiprocessors * kFmaBlocks, kThreads, 0, cuda_stream(stream)>>>(
+      static_cast<float*>(sink));
+  check_launch("probe_fma_kernel");
+}
+
+double probe_fma_flops(int multiprocessors) {
+  return 2.0 * kChains * kFmaSteps * kThreads * kFmaBlocks * multiprocessors;
+}
+
+void probe_nothing(Stream stream) {
+  probe_nothing_kernel<<<1, 32, 0, cuda_stream(stream)>>>();
+  check_launch("probe_nothing_kernel");
+}
+
+void fill_noise(void* x, size_t bytes, int element, bool bf16, Stream stream) {
+  const size_t elements = bytes / element;
+  const auto blocks = static_cast<unsigned>((elements + kThreads - 1) / kThreads);
+  const auto kernel = element == 4 ? fill_noise_kernel<4, false>
+                      : bf16       ? fill_noise_kernel<2, true>
+                                   : fill_noise_kernel<2, false>;
+  kernel<<<blocks, kThreads, 0, cuda_stream(stream)>>>(x, elements);
+  check_launch("fill_noise_kernel");
 }
 
 }  // namespace kiln

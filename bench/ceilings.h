@@ -1,7 +1,9 @@
-// What this GPU can do at most: measured by probes in this process, and specified.
+// What this device can do at most: measured by probes in this process, and specified.
 #pragma once
 
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "kernels/common/registry.h"
 
@@ -9,22 +11,34 @@ namespace kiln {
 
 struct Ceilings {
   static constexpr double kVoid = std::numeric_limits<double>::quiet_NaN();
-  double read_gbps = kVoid, write_gbps = kVoid;  // measured: reading alone, writing alone
-  double copy_gbps = kVoid;                      // measured: read and written bytes of a copy
-  double matmul_bf16_tflops = kVoid;  // measured with cuBLAS, 6144^3; NaN where it is not compiled in
-  double sm_mhz = kVoid;              // specified
-  double dram_gbps = kVoid;           // specified
+  // Measured, DRAM: reading alone, writing alone, read and written bytes of a copy.
+  double read_gbps = kVoid, write_gbps = kVoid, copy_gbps = kVoid;
+  double l2_read_gbps = kVoid;  // measured: reading what lies in L2
+  // Measured with cuBLAS at 6144^3 (fp32: 4096^3, or FMA instructions alone where they do more); NaN where it
+  // is not compiled in.
+  double matmul_bf16_tflops = kVoid, matmul_fp16_tflops = kVoid, matmul_tf32_tflops = kVoid,
+         fma_fp32_tflops = kVoid;
+  double launch_us = kVoid;      // measured: an empty kernel, one of many launched one after another
+  double graph_node_us = kVoid;  // measured: the same as a node of a graph
+  double sm_mhz = kVoid;         // specified: the highest clock
+  double dram_gbps = kVoid;      // specified
 
   // GB/s that a copy with this share of written bytes reaches: between the probes by time per byte.
   double mixed_rate(double written_share) const;
-  // FLOP/s to compare with: the measured matrix rate (half of it for tf32), FMA units at full clock for fp32;
-  // where there is no measurement, the specified one.
+  // FLOP/s to compare with: the measured rate, or where there is none the specified one.
   double arithmetic_rate(const Device& device, DType dtype) const;
   // Specified dense FLOP/s of the widest unit for `dtype`; NaN for an unknown GPU.
   double specified_arithmetic_rate(const Device& device, DType dtype) const;
+
+  // Name, measured and specified value of each, as text, for the context of a result file and for people.
+  struct Line {
+    std::string name;  // "copy_gbps"
+    double measured = kVoid, specified = kVoid;
+  };
+  std::vector<Line> lines(const Device& device) const;
 };
 
-// Runs the probes on a CUDA device (about a second); all NaN for a CPU.
+// Runs the probes on a CUDA device (two seconds); all NaN for a CPU.
 Ceilings measure_ceilings(const Device& device);
 
 }  // namespace kiln

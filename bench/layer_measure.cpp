@@ -1,4 +1,4 @@
-// One row: gate, then cold and warm time, then what they mean.
+// The rows of one problem: each is gated, then all are timed in turns, cold and warm, then what that means.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -8,6 +8,11 @@
 #include "kernels/common/error.h"
 #include "tests/support/runner.h"
 
+#ifdef KILN_WITH_CUDA
+#include <cuda_profiler_api.h>
+
+#include "kernels/common/check.h"
+#endif
 #ifdef KILN_OP_CONV2D
 #include "kernels/conv2d/conv2d.h"
 #endif
@@ -15,7 +20,7 @@
 namespace kiln {
 namespace {
 
-constexpr double kColdSeconds = 0.01, kWarmSeconds = 0.005;  // a repetition
+constexpr int kTries = 3;  // where something disturbed the clocks
 constexpr double kL2Rotation = 3;
 constexpr size_t kMostSets = 512, kMostBytes = size_t{24} << 30, kWarmLaunches = 20;
 
@@ -27,35 +32,26 @@ bool is_default(const std::string& impl) {
 // The smaller one that is a number.
 double least(double a, double b) { return std::isnan(a) || b < a ? b : a; }
 
-// Copies of a problem's buffers, together larger than the cache, each bound once.
-class RotatedSets {
- public:
-  RotatedSets(const LayerRow& row, const AnyProblem& problem, const Device& device, const HostTensors& inputs)
-      : plan_(row.pass->plan(problem, device, row.impl)), workspace_(device.kind, plan_.workspace_bytes) {
-    const std::vector<TensorSpec> specs = row.pass->tensors(problem);
-    sets_.push_back(std::make_unique<TensorBuffers>(specs, device.kind, kGuardBytes));
-    sets_[0]->upload(inputs);
-    size_t count = 1;
-    if (device.is_cuda()) {
-      const size_t bytes = std::max<size_t>(sets_[0]->bytes(), 1);
-      const auto wanted = static_cast<size_t>(kL2Rotation * static_cast<double>(device.l2_bytes)) / bytes + 2;
-      count = std::min({wanted, kMostSets, std::max<size_t>(2, kMostBytes / bytes)});
-    }
-    for (size_t i = 1; i < count; ++i) {
-      sets_.push_back(std::make_unique<TensorBuffers>(specs, device.kind, kGuardBytes));
-      sets_.back()->copy_from(*sets_[0]);
-    }
-    for (const auto& set : sets_) bounds_.push_back(plan_.bind(set->pointers(), workspace_.data()));
-  }
-  TensorBuffers& first() { return *sets_[0]; }
-  const std::vector<Bound>& bounds() const { return bounds_; }
+bool is_naive(const std::string& impl) { return impl == "naive" || impl == "cpu_naive"; }
 
- private:
-  AnyPlan plan_;
-  DeviceMemory workspace_;
-  std::vector<std::unique_ptr<TensorBuffers>> sets_;
-  std::vector<Bound> bounds_;
-};
+// Copies of a problem's tensors, together larger than the cache; all implementations run on the same.
+std::vector<std::unique_ptr<TensorBuffers>> rotated_sets(const std::vector<TensorSpec>& specs,
+                                                         const Device& device, const HostTensors& inputs) {
+  std::vector<std::unique_ptr<TensorBuffers>> sets;
+  sets.push_back(std::make_unique<TensorBuffers>(specs, device.kind, kGuardBytes));
+  sets[0]->upload(inputs);
+  size_t count = 1;
+  if (device.is_cuda()) {
+    const size_t bytes = std::max<size_t>(sets[0]->bytes(), 1);
+    const auto wanted = static_cast<size_t>(kL2Rotation * static_cast<double>(device.l2_bytes)) / bytes + 2;
+    count = std::min({wanted, kMostSets, std::max<size_t>(2, kMostBytes / bytes)});
+  }
+  for (size_t i = 1; i < count; ++i) {
+    sets.push_back(std::make_unique<TensorBuffers>(specs, device.kind, kGuardBytes));
+    sets.back()->copy_from(*sets[0]);
+  }
+  return sets;
+}
 
 // The share of a convolution's taps that do not fall on padding: a kernel may leave the others out.
 double computed_share(const LayerRow& row, const AnyProblem& problem) {
@@ -79,12 +75,28 @@ double computed_share(const LayerRow& row, const AnyProblem& problem) {
 
 }  // namespace
 
+// One implementation, bound to every set.
+struct LayerBench::Contestant {
+  RowResult* result = nullptr;
+  bool naive = false;
+  AnyPlan plan;
+  DeviceMemory workspace;
+  std::vector<Bound> bounds;
+
+  Contestant(const LayerRow& row, const AnyProblem& problem, const Device& device,
+             const std::vector<std::unique_ptr<TensorBuffers>>& sets)
+      : naive(is_naive(row.impl)),
+        plan(row.pass->plan(problem, device, row.impl)),
+        workspace(device.kind, plan.workspace_bytes) {
+    for (const auto& set : sets) bounds.push_back(plan.bind(set->pointers(), workspace.data()));
+  }
+};
+
 void LayerBench::fill_rates(const LayerRow& row, const AnyProblem& problem, LayerCounters& c) const {
   const double bytes = row.pass->compulsory_bytes(problem), flops = row.pass->flops(problem);
   const double seconds = c.cold_us * 1e-6;
   c.gbps = bytes / seconds * 1e-9;
   c.tflops = flops / seconds * 1e-12;
-  if (!device_.is_cuda()) return;
   const double computed = flops * computed_share(row, problem);
   if (c.gbps > ceilings_.dram_gbps) {
     fail_failure("measured " + std::to_string(c.gbps) + " GB/s cold, above the specified " +
@@ -94,6 +106,7 @@ void LayerBench::fill_rates(const LayerRow& row, const AnyProblem& problem, Laye
     fail_failure("measured " + std::to_string(computed / seconds * 1e-12) +
                  " TFLOP/s, above what is specified: the measurement is wrong");
   }
+  if (std::isnan(ceilings_.copy_gbps)) return;
   double written = 0;
   for (const TensorSpec& spec : row.pass->tensors(problem)) {
     if (spec.is_output()) written += static_cast<double>(spec.bytes());
@@ -103,50 +116,152 @@ void LayerBench::fill_rates(const LayerRow& row, const AnyProblem& problem, Laye
   c.pct_ceiling = 100 * std::max(memory, std::isnan(arithmetic) ? 0 : arithmetic) / seconds;
 }
 
-LayerCounters LayerBench::measure(const LayerRow& row) {
-  const Case c = {.pass = row.pass,
-                  .problem = row.problem,
-                  .dtype = row.dtype,
-                  .device = &device_,
-                  .impl = row.impl,
-                  .peer = row.peer,
-                  .mode = FillMode::kReal};
-  const AnyProblem problem = row.pass->parse(row.problem, row.dtype);
-  const std::shared_ptr<const Reference> reference = judge(c);
-  RotatedSets sets(row, problem, device_, reference->inputs);
+void LayerBench::time(std::vector<Contestant*>& contestants) {
   const OwnedStream stream(device_.kind);
+  const auto in_turns = [&](const std::vector<Contestant*>& chosen, const TimingOptions& timing,
+                            auto bounds_of) {
+    std::vector<LaunchSampler> samplers;
+    for (const Contestant* c : chosen) {
+      samplers.emplace_back(bounds_of(*c), device_.kind, stream.get(), timing.sample_seconds);
+    }
+    return time_in_turns(samplers, timing, [&] { watch_.look(); });
+  };
+  const auto fill = [&](Contestant& c, const Timing& cold, double warm_seconds) {
+    LayerCounters& counters = c.result->counters;
+    counters.cold_us = cold.seconds * 1e6;
+    counters.warm_us = warm_seconds * 1e6;
+    counters.spread_pct = cold.spread_pct;
+    counters.samples = cold.samples;
+    counters.sm_mhz = watch_.sm_mhz();
+    counters.workspace_bytes = static_cast<double>(c.plan.workspace_bytes);
+    c.result->note = watch_.slowdown();
+  };
 
-  sets.bounds()[0].launch(stream.get());
-  stream.synchronize();
-  const std::string broken = sets.first().broken_guard();
-  if (!broken.empty()) fail_failure(broken);
-  const Verdict verdict = compare(c, sets.first().download(), reference->outputs);
-  if (!verdict.ok) fail_failure(verdict.message);
-
-  for (size_t i = 1; i < std::min<size_t>(sets.bounds().size(), 3); ++i)
-    sets.bounds()[i].launch(stream.get());
-  stream.synchronize();
-  LayerCounters counters;
-  const Timing cold = time_launches(sets.bounds(), device_.kind, stream.get(), kColdSeconds);
-  counters.cold_us = counters.warm_us = cold.seconds * 1e6;
-  counters.spread_pct = cold.spread_pct;
-  if (device_.is_cuda()) {
-    const std::vector<Bound> same(std::min(kWarmLaunches, sets.bounds().size()), sets.bounds()[0]);
-    counters.warm_us = time_launches(same, device_.kind, stream.get(), kWarmSeconds).seconds * 1e6;
+  // The naive kernel is slow and only gives a ratio: three launches, or a second.
+  TimingOptions brief = timing_;
+  brief.sample_seconds = 0;
+  brief.fewest = brief.most = 3;
+  brief.most_seconds = 1;
+  std::vector<Contestant*> others;
+  for (Contestant* c : contestants) {
+    if (!c->naive) {
+      others.push_back(c);
+      continue;
+    }
+    watch_.start();
+    const Timing alone = in_turns(
+        {c}, brief, [](const Contestant& one) { return std::span<const Bound>(one.bounds.data(), 1); })[0];
+    fill(*c, alone, alone.seconds);
   }
-  fill_rates(row, problem, counters);
+  if (others.empty()) return;
 
-  Group& group = groups_[row.group()];
-  if (row.peer) {
-    group.vendor_best = least(group.vendor_best, counters.cold_us);
-    if (is_default(row.impl)) group.vendor_default = counters.cold_us;
-    return counters;
+  for (int attempt = 0; attempt < kTries; ++attempt) {
+    watch_.start();
+    const std::vector<Timing> cold =
+        in_turns(others, timing_, [](const Contestant& c) { return std::span<const Bound>(c.bounds); });
+    std::vector<Timing> warm = cold;
+    if (device_.is_cuda()) {
+      TimingOptions timing = timing_;
+      timing.most_seconds = timing_.most_seconds / 2;
+      std::vector<std::vector<Bound>> same;
+      for (const Contestant* c : others)
+        same.emplace_back(std::min(kWarmLaunches, c->bounds.size()), c->bounds[0]);
+      size_t next = 0;
+      warm =
+          in_turns(others, timing, [&](const Contestant&) { return std::span<const Bound>(same[next++]); });
+    }
+    for (size_t i = 0; i < others.size(); ++i) fill(*others[i], cold[i], warm[i].seconds);
+    if (!watch_.disturbed()) break;
   }
-  if (row.impl == "naive" || row.impl == "cpu_naive") group.naive = counters.cold_us;
-  counters.x_vendor_best = group.vendor_best / counters.cold_us;
-  counters.x_vendor_default = group.vendor_default / counters.cold_us;
-  counters.x_naive = group.naive / counters.cold_us;
-  return counters;
+}
+
+void LayerBench::profile(const std::vector<Contestant*>& contestants) const {
+#ifdef KILN_WITH_CUDA
+  const OwnedStream stream(device_.kind);
+  if (device_.is_cuda()) check_cuda(cudaProfilerStart(), "cudaProfilerStart");
+  for (const Contestant* c : contestants) c->bounds.back().launch(stream.get());
+  stream.synchronize();
+  if (device_.is_cuda()) check_cuda(cudaProfilerStop(), "cudaProfilerStop");
+#else
+  (void)contestants;
+#endif
+}
+
+std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
+  std::vector<RowResult> results(rows.size());
+  const LayerRow& any = rows.at(0);
+  const auto as_case = [&](const LayerRow& row) {
+    return Case{.pass = row.pass,
+                .problem = row.problem,
+                .dtype = row.dtype,
+                .device = &device_,
+                .impl = row.impl,
+                .peer = row.peer,
+                .mode = FillMode::kReal};
+  };
+  const AnyProblem problem = any.pass->parse(any.problem, any.dtype);
+  std::vector<std::unique_ptr<TensorBuffers>> sets;
+  std::vector<std::unique_ptr<Contestant>> contestants;
+  try {
+    const std::shared_ptr<const Reference> reference = judge(as_case(any));
+    sets = rotated_sets(any.pass->tensors(problem), device_, reference->inputs);
+    const OwnedStream stream(device_.kind);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      try {
+        auto contestant = std::make_unique<Contestant>(rows[i], problem, device_, sets);
+        contestant->result = &results[i];
+        sets[0]->upload(reference->inputs);
+        contestant->bounds[0].launch(stream.get());
+        stream.synchronize();
+        const std::string broken = sets[0]->broken_guard();
+        if (!broken.empty()) fail_failure(broken);
+        const Verdict verdict = compare(as_case(rows[i]), sets[0]->download(), reference->outputs);
+        if (!verdict.ok) fail_failure(verdict.message);
+        for (size_t s = 1; s < std::min<size_t>(contestant->bounds.size(), 3); ++s) {
+          contestant->bounds[s].launch(stream.get());
+        }
+        stream.synchronize();
+        contestants.push_back(std::move(contestant));
+      } catch (const std::exception& error) {
+        results[i].error = error.what();
+      }
+    }
+    std::vector<Contestant*> gated;
+    for (const auto& c : contestants) gated.push_back(c.get());
+    if (profile_) {
+      profile(gated);
+      return results;
+    }
+    time(gated);
+  } catch (const std::exception& error) {
+    for (RowResult& result : results) {
+      if (result.error.empty()) result.error = error.what();
+    }
+    return results;
+  }
+
+  double vendor_best = LayerCounters::kVoid, vendor_default = vendor_best, naive = vendor_best;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (!results[i].error.empty()) continue;
+    try {
+      fill_rates(rows[i], problem, results[i].counters);
+    } catch (const Error& error) {
+      results[i] = {.counters = {}, .error = error.what(), .note = ""};
+      continue;
+    }
+    const double us = results[i].counters.cold_us;
+    if (rows[i].peer) vendor_best = least(vendor_best, us);
+    if (rows[i].peer && is_default(rows[i].impl)) vendor_default = us;
+    if (is_naive(rows[i].impl)) naive = us;
+  }
+  for (size_t i = 0; i < rows.size(); ++i) {
+    LayerCounters& c = results[i].counters;
+    if (rows[i].peer || !results[i].error.empty()) continue;
+    c.x_vendor_best = vendor_best / c.cold_us;
+    c.x_vendor_default = vendor_default / c.cold_us;
+    c.x_naive = naive / c.cold_us;
+  }
+  return results;
 }
 
 }  // namespace kiln

@@ -1,43 +1,14 @@
 #include "bench/layer_options.h"
 
+#include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <fstream>
-#include <optional>
 
 #include "kernels/common/error.h"
+#include "kernels/common/tune_cache.h"
 
 namespace kiln {
-
-const char* const kLayerHelp =
-    "bench_layers: the time of single passes, next to the vendor's, the naive kernel's and the hardware's "
-    "limit.\n"
-    "\n"
-    "A row <op>_<pass>/<problem>/<dtype>/<implementation> appears only if that implementation's output on "
-    "those\n"
-    "buffers agrees with the reference. Bare: suite peers on the GPU, or without one on the CPU at batch 1 "
-    "and 32.\n"
-    "\n"
-    "  --suite=peers|nets|test    peers: shapes compared with vendor libraries; nets: all layers of "
-    "small_cnn and\n"
-    "                             resnet18 at batch 512; test: the small problems of the tests\n"
-    "  --device=cuda|cpu\n"
-    "  --dtype=bf16,fp32,tf32     default: bf16 on the GPU, fp32 on the CPU\n"
-    "  --problem=P[,P...]|@FILE   these instead of a suite: conv2d.fwd:n512_h32_w32_c64_k64_r3 for one "
-    "pass,\n"
-    "                             conv2d:... for all of them; FILE has one a line\n"
-    "  --impl=CHOICE              rows of these implementations only: conv2d.fwd=naive|cudnn,relu.*=naive\n"
-    "\n";
-
 namespace {
-
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> parts;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    if (end > begin) parts.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
 
 NamedProblem explicit_problem(const std::string& text) {
   const size_t colon = text.find(':');
@@ -60,52 +31,104 @@ NamedProblem explicit_problem(const std::string& text) {
   return p;
 }
 
-void add_problems(const std::string& value, std::vector<NamedProblem>& problems) {
-  if (value.empty() || value[0] != '@') {
-    for (const std::string& text : split(value)) problems.push_back(explicit_problem(text));
-    return;
+// "3/8": the third of eight parts.
+void read_shard(const std::string& text, LayerOptions& options) {
+  int index = 0, count = 0;
+  char end = 0;
+  if (std::sscanf(text.c_str(), "%d/%d%c", &index, &count, &end) != 2 || index < 1 || index > count) {
+    fail_usage("--shard '" + text + "': expected I/N with 1 <= I <= N, for example 3/8");
   }
-  std::ifstream file(value.substr(1));
-  if (!file) fail_usage("--problem: cannot open " + value.substr(1));
+  options.shard = index - 1;
+  options.shards = count;
+}
+
+}  // namespace
+
+std::vector<NamedProblem> problems_from_text(const std::string& text) {
+  if (text.empty() || text[0] != '@') return {explicit_problem(text)};
+  std::ifstream file(text.substr(1));
+  if (!file) fail_usage("--problem: cannot open " + text.substr(1));
+  std::vector<NamedProblem> problems;
   for (std::string line; std::getline(file, line);) {
     line = line.substr(0, line.find('#'));
     while (!line.empty() && (line.back() == ' ' || line.back() == '\r')) line.pop_back();
     if (!line.empty()) problems.push_back(explicit_problem(line));
   }
+  if (problems.empty()) fail_usage("--problem: " + text.substr(1) + " holds no problem");
+  return problems;
 }
-
-// "--name=value" or "--name value"; advances i over a value of its own.
-std::optional<std::string> flag_value(const std::string& name, int argc, char** argv, int& i) {
-  const std::string word = argv[i];
-  if (word.rfind(name + "=", 0) == 0) return word.substr(name.size() + 1);
-  if (word != name) return std::nullopt;
-  if (i + 1 >= argc) fail_usage(name + " needs a value");
-  return argv[++i];
-}
-
-}  // namespace
 
 LayerOptions parse_layer_options(int& argc, char** argv) {
   LayerOptions options;
+  std::string suite = "peers", shard = "1/1", impl;
+  std::vector<std::string> dtypes, problems;
+  options.cudnn_plans = default_tune_cache();
+  options.cudnn_plans.replace(options.cudnn_plans.rfind('/') + 1, std::string::npos, "cudnn_plans.json");
+
+  CLI::App app(
+      "bench_layers: the time of single passes, next to the vendor's, the naive kernel's and the hardware's "
+      "limit.\n"
+      "A row <op>_<pass>/<problem>/<dtype>/<implementation> appears only if that implementation's output on "
+      "those\n"
+      "buffers agrees with the reference.");
+  app.add_option(
+         "--suite", suite,
+         "peers: shapes compared with vendor libraries (on a CPU at batch 1, 32 and 128); nets: all layers "
+         "of the built-in networks at batch 512; full: both, the layers at batch 128, 512 and 2000; test: "
+         "the small problems of the tests")
+      ->capture_default_str();
+  app.add_option("--shard", shard, "I/N: the I-th of N parts of the suite")->capture_default_str();
+  app.add_option("--device", options.device, "cuda or cpu (default: cuda where there is a GPU)");
+  app.add_option("--dtype", dtypes, "bf16, fp32, tf32, comma-separated (default: bf16 on cuda, fp32 on cpu)")
+      ->delimiter(',');
+  app.add_option(
+         "--problem", problems,
+         "instead of a suite, may be repeated or comma-separated: conv2d.fwd:n512_h32_w32_c64_k64_r3 for "
+         "one pass, conv2d:... for all of them, @FILE for one a line")
+      ->delimiter(',');
+  app.add_option("--impl", impl,
+                 "rows of these implementations only: 'conv2d.fwd=naive|wgmma:128x256x64_s4,relu.*=naive'");
+  app.add_option("--target-spread", options.timing.target_pct,
+                 "sample until the median is known to this many percent (half its 95 % interval) ...")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--max-seconds", options.timing.most_seconds, "... or for this long a row")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--cudnn-plans", options.cudnn_plans,
+                 "file that remembers how fast each of cuDNN's plans is; '' tries them all again")
+      ->capture_default_str();
+  app.add_flag(
+      "--profile", options.profile,
+      "time nothing: launch each row once between cudaProfilerStart and cudaProfilerStop (scripts/ncu)");
+  app.footer(
+      "Google Benchmark's flags too: --benchmark_filter=REGEX, --benchmark_out=FILE "
+      "--benchmark_out_format=json|csv,\n"
+      "--benchmark_list_tests, ...; rows that the filter drops are not measured. What the columns mean:\n"
+      "docs/measuring.md.");
+  app.allow_extras();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) std::exit(app.exit(error));
+    fail_usage(error.what());
+  }
+  options.suite = suite_from_name(suite);
+  read_shard(shard, options);
+  for (const std::string& name : dtypes) options.dtypes.push_back(dtype_from_name(name));
+  for (const std::string& text : problems) {
+    for (NamedProblem& p : problems_from_text(text)) options.problems.push_back(std::move(p));
+  }
+  options.impl = ImplChoice(impl);
+  const std::vector<std::string> rest = app.remaining();
+  for (const std::string& word : rest) {
+    const std::string filter = "--benchmark_filter=";
+    if (word.rfind(filter, 0) == 0) options.filter = word.substr(filter.size());
+  }
+  // What is left keeps its place in argv.
   int kept = 1;
   for (int i = 1; i < argc; ++i) {
-    if (const auto suite = flag_value("--suite", argc, argv, i)) {
-      options.suite = suite_from_name(*suite);
-    } else if (const auto device = flag_value("--device", argc, argv, i)) {
-      options.device = *device;
-    } else if (const auto dtypes = flag_value("--dtype", argc, argv, i)) {
-      for (const std::string& name : split(*dtypes)) options.dtypes.push_back(dtype_from_name(name));
-    } else if (const auto problem = flag_value("--problem", argc, argv, i)) {
-      add_problems(*problem, options.problems);
-    } else if (const auto impl = flag_value("--impl", argc, argv, i)) {
-      options.impl = ImplChoice(*impl);
-    } else {
-      const std::string word = argv[i];
-      options.help = options.help || word == "--help" || word == "-h";
-      const std::string filter = "--benchmark_filter=";
-      if (word.rfind(filter, 0) == 0) options.filter = word.substr(filter.size());
-      argv[kept++] = argv[i];
-    }
+    if (std::find(rest.begin(), rest.end(), argv[i]) != rest.end()) argv[kept++] = argv[i];
   }
   argc = kept;
   return options;

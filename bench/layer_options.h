@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/timing.h"
 #include "kernels/common/impl_choice.h"
 #include "tests/support/shapes.h"
 
@@ -11,17 +12,23 @@ namespace kiln {
 
 struct LayerOptions {
   Suite suite = Suite::kPeers;
-  std::string device;  // "cuda", "cpu"; "" for CUDA where there is a GPU
+  int shard = 0, shards = 1;  // every shards-th problem, from the shard-th on
+  std::string device;         // "cuda", "cpu"; "" for CUDA where there is a GPU
   std::vector<DType> dtypes;
   std::vector<NamedProblem> problems;  // instead of a suite's
   ImplChoice impl;
-  std::string filter = ".";  // Google Benchmark's own, which saves preparing rows that it drops
-  bool help = false;
+  TimingOptions timing;
+  std::string cudnn_plans;   // file of the ranking of cuDNN's plans
+  bool profile = false;      // launch each row once inside the profiler's range instead of timing it
+  std::string filter = ".";  // Google Benchmark's own: rows that it drops are not prepared
 };
 
-extern const char* const kLayerHelp;
-
-// Takes kiln's flags out of argv and leaves the others. Throws Error for a malformed one.
+// Takes kiln's flags out of argv and leaves Google Benchmark's. Throws Error for a malformed one; prints the
+// help and exits for --help.
 LayerOptions parse_layer_options(int& argc, char** argv);
+
+// "conv2d.fwd:n512_h32_w32_c64_k64_r3" for one pass, "conv2d:..." for all of an op, "@FILE" for one a line
+// ('#' begins a comment). Throws Error for what is none.
+std::vector<NamedProblem> problems_from_text(const std::string& text);
 
 }  // namespace kiln

@@ -10,7 +10,22 @@
 namespace kiln {
 namespace {
 
-constexpr double kCpuNaiveFlops = 1e9;  // cpu_naive has no row beyond
+constexpr double kCpuNaiveFlops = 1e9;  // cpu_naive has no row beyond 0.5 GMAC
+
+// Google Benchmark's filter, applied before anything is prepared: a regular expression, '-' in front negates.
+class RowFilter {
+ public:
+  explicit RowFilter(const std::string& text)
+      : negated_(text.rfind('-', 0) == 0),
+        pattern_(text == "all" ? "."
+                 : negated_    ? text.substr(1)
+                               : text) {}
+  bool keeps(const std::string& name) const { return std::regex_search(name, pattern_) != negated_; }
+
+ private:
+  bool negated_;
+  std::regex pattern_;
+};
 
 // Without a GPU the vendor shapes are run at batch sizes that a CPU is asked for.
 std::vector<NamedProblem> problems_for(const LayerOptions& options, const Device& device) {
@@ -19,25 +34,22 @@ std::vector<NamedProblem> problems_for(const LayerOptions& options, const Device
   if (device.is_cuda() || options.suite != Suite::kPeers) return list;
   std::vector<NamedProblem> scaled;
   for (const NamedProblem& p : list) {
-    for (const int n : {1, 32}) scaled.push_back({p.label, p.op, with_batch(p.text, n), p.passes});
+    for (const int n : {1, 32, 128}) scaled.push_back({p.label, p.op, with_batch(p.text, n), p.passes});
   }
   return scaled;
 }
 
 // Peers, then the naive kernel, then the others best first.
 std::vector<std::pair<std::string, bool>> ordered_impls(const PassInfo& pass, const AnyProblem& problem,
-                                                        const Device& device, const std::regex& filter,
-                                                        const std::string& group) {
+                                                        const Device& device, const RowFilter& filter,
+                                                        const std::string& group, PlanRanking& ranking) {
   std::vector<std::pair<std::string, bool>> peers, naive, own;
   for (const ImplInfo& impl : pass.impls(device.kind)) {
     if (!pass.supports(problem, device, impl.name)) continue;
     if (impl.peer) {
       // Asking a peer for its choices takes seconds: not for rows that will be dropped.
-      if (!std::regex_search(group + "/" + impl.name + ":plan0", filter)) {
-        peers.emplace_back(impl.name, true);
-        continue;
-      }
-      for (const std::string& choice : peer_choices(pass, problem, device, impl.name))
+      if (!filter.keeps(group + "/" + impl.name + ":plan0")) continue;
+      for (const std::string& choice : peer_choices(pass, problem, device, impl.name, ranking))
         peers.emplace_back(choice, true);
     } else if (impl.name == "naive" || impl.name == "cpu_naive") {
       if (device.is_cuda() || pass.flops(problem) < kCpuNaiveFlops) naive.emplace_back(impl.name, false);
@@ -75,15 +87,16 @@ std::vector<std::pair<std::string, bool>> wished_impls(const PassInfo& pass, con
 
 std::string LayerRow::group() const { return pass->row_prefix() + "/" + problem + "/" + name_of(dtype); }
 
-std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& device) {
+std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& device, PlanRanking& ranking) {
   std::vector<DType> dtypes = options.dtypes;
   if (dtypes.empty()) dtypes.push_back(device.is_cuda() ? DType::kBF16 : DType::kF32);
-  const std::regex filter(options.filter.rfind('-', 0) == 0 || options.filter == "all" ? "."
-                                                                                       : options.filter);
+  const RowFilter filter(options.filter);
   const bool wishes = !options.impl.str().empty();
   std::vector<LayerRow> rows;
   std::set<std::string> seen;
+  int index = 0;
   for (const NamedProblem& named : problems_for(options, device)) {
+    if (index++ % options.shards != options.shard) continue;
     for (const PassInfo& pass : all_passes()) {
       if (pass.op != named.op || !named.has_pass(pass.pass)) continue;
       for (const DType dtype : dtypes) {
@@ -98,11 +111,11 @@ std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& devi
         const auto impls =
             wishes ? wished_impls(pass, problem, options.impl.alternatives(pass.op, pass.pass, device.kind),
                                   device)
-                   : ordered_impls(pass, problem, device, filter, row.group());
+                   : ordered_impls(pass, problem, device, filter, row.group(), ranking);
         for (const auto& [impl, peer] : impls) {
           row.impl = impl;
           row.peer = peer;
-          if (seen.insert(row.name()).second) rows.push_back(row);
+          if (filter.keeps(row.name()) && seen.insert(row.name()).second) rows.push_back(row);
         }
       }
     }

@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "bench/ceilings.h"
+#include "bench/clock_watch.h"
 #include "bench/layer_options.h"
+#include "bench/plan_ranking.h"
 
 namespace kiln {
 
@@ -21,37 +23,49 @@ struct LayerRow {
 };
 
 // Rows in the order to run them: of each problem the peers and the naive kernel first, since ratios refer to
-// them.
-std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& device);
+// them. Rows that the filter drops are left out, so a ratio to one of them is void.
+std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& device, PlanRanking& ranking);
 
-// The peer's ways that are worth a row: its default, and where it has a choice the best three, which takes
-// trying all.
+// The peer's ways that are worth a row: its default, and where it has a choice the best three. What is best
+// is looked up in `ranking`, or found by trying all and put there.
 std::vector<std::string> peer_choices(const PassInfo& pass, const AnyProblem& problem, const Device& device,
-                                      const std::string& peer);
+                                      const std::string& peer, PlanRanking& ranking);
 
 struct LayerCounters {
   static constexpr double kVoid = std::numeric_limits<double>::quiet_NaN();
   double cold_us = kVoid, warm_us = kVoid, spread_pct = kVoid, gbps = kVoid, tflops = kVoid,
          pct_ceiling = kVoid, x_vendor_best = kVoid, x_vendor_default = kVoid, x_naive = kVoid;
+  double workspace_bytes = kVoid, sm_mhz = kVoid, samples = kVoid;
 };
 
-// Measures rows one by one and remembers what later rows are compared with.
+struct RowResult {
+  LayerCounters counters;
+  std::string error;  // why there is no row, "" where there is one
+  std::string note;   // what slowed the clocks meanwhile
+};
+
+// Measures rows, all of one problem in turns.
 class LayerBench {
  public:
-  LayerBench(const Device& device, const Ceilings& ceilings) : device_(device), ceilings_(ceilings) {}
-  // Throws Error where the implementation failed, disagrees with the judge or is faster than the hardware.
-  LayerCounters measure(const LayerRow& row);
+  LayerBench(const Device& device, const Ceilings& ceilings, const TimingOptions& timing)
+      : device_(device), ceilings_(ceilings), timing_(timing), watch_(device.is_cuda() ? device.uuid : "") {}
+  // Rows of one group(). An implementation that failed, disagrees with the judge or is faster than the
+  // hardware gets an error instead of counters.
+  std::vector<RowResult> measure(const std::vector<LayerRow>& rows);
+  // Instead of timing, measure() launches each gated row once for a profiler and leaves its counters void.
+  void profile_only() { profile_ = true; }
 
  private:
-  struct Group {
-    double vendor_best = LayerCounters::kVoid, vendor_default = LayerCounters::kVoid,
-           naive = LayerCounters::kVoid;
-  };
+  struct Contestant;
+  void time(std::vector<Contestant*>& contestants);
+  void profile(const std::vector<Contestant*>& contestants) const;
   void fill_rates(const LayerRow& row, const AnyProblem& problem, LayerCounters& counters) const;
 
   const Device& device_;
   const Ceilings& ceilings_;
-  std::map<std::string, Group> groups_;
+  TimingOptions timing_;
+  ClockWatch watch_;
+  bool profile_ = false;
 };
 
 }  // namespace kiln

@@ -3,6 +3,8 @@
 #ifdef KILN_WITH_CUDNN
 #include <cstdio>
 
+#include "kernels/common/cudnn/version.h"
+#include "kernels/common/impl_choice.h"
 #ifdef KILN_OP_CONV2D
 #include "kernels/conv2d/conv2d_cudnn.h"
 #endif
@@ -17,12 +19,29 @@ namespace {
 constexpr size_t kPlans = 3;
 
 // The fastest of all plans, each tried once.
-std::vector<std::string> best_plans(const PassInfo& pass, const AnyProblem& problem, const Device& device) {
-  std::fprintf(stderr, "trying cuDNN's plans for %s %s\n", pass.id().c_str(), problem.text.c_str());
+std::vector<std::string> best_plans(const PassInfo& pass, const AnyProblem& problem, const Device& device,
+                                    PlanRanking& ranking) {
+  const auto& p = *static_cast<const Conv2dProblem*>(problem.value.get());
+  const std::string key = "cudnn-" + cudnn_version() + "/" + device.name + "/" +
+                          tuning_key(pass.op, pass.pass, problem.text, problem.dtype);
+  if (!ranking.find(key)) {
+    std::fprintf(stderr, "trying cuDNN's plans for %s %s %s\n", pass.id().c_str(), problem.text.c_str(),
+                 name_of(problem.dtype));
+    std::vector<RankedPlan> ranked;
+    for (const CudnnPlanInfo& plan : conv2d_cudnn_ranked_plans(pass.pass, p, device)) {
+      ranked.push_back({plan.engine, plan.notes, plan.us});
+    }
+    ranking.set(key, std::move(ranked));
+  }
   std::vector<std::string> plans;
-  for (const CudnnPlanInfo& plan : conv2d_cudnn_ranked_plans(
-           pass.pass, *static_cast<const Conv2dProblem*>(problem.value.get()), device)) {
-    if (plans.size() < kPlans) plans.push_back(plan.config);
+  const std::vector<CudnnPlanInfo> listed = conv2d_cudnn_plans(pass.pass, p, device);
+  for (const RankedPlan& ranked : *ranking.find(key)) {
+    for (const CudnnPlanInfo& plan : listed) {
+      if (plans.size() < kPlans && plan.engine == ranked.engine && plan.notes == ranked.notes) {
+        plans.push_back(plan.config);
+        break;
+      }
+    }
   }
   return plans;
 }
@@ -31,13 +50,14 @@ std::vector<std::string> best_plans(const PassInfo& pass, const AnyProblem& prob
 }  // namespace
 
 std::vector<std::string> peer_choices(const PassInfo& pass, const AnyProblem& problem, const Device& device,
-                                      const std::string& peer) {
+                                      const std::string& peer, PlanRanking& ranking) {
   std::vector<std::string> choices = {peer + ":default"};
 #ifdef KILN_WITH_CUDNN
   try {
 #ifdef KILN_OP_CONV2D
     if (peer == "cudnn" && pass.op == "conv2d") {
-      for (const std::string& plan : best_plans(pass, problem, device)) choices.push_back(peer + ":" + plan);
+      for (const std::string& plan : best_plans(pass, problem, device, ranking))
+        choices.push_back(peer + ":" + plan);
     }
 #endif
     if (peer == "cudnn" && (pass.id() == "batchnorm.fwd_train" || pass.id() == "batchnorm.bwd")) {
@@ -52,6 +72,7 @@ std::vector<std::string> peer_choices(const PassInfo& pass, const AnyProblem& pr
   (void)pass;
   (void)problem;
   (void)device;
+  (void)ranking;
   return choices;
 }
 

@@ -13,27 +13,13 @@
 namespace kiln {
 namespace {
 
-constexpr int kRepetitions = 7, kSlowRepetitions = 3;
-constexpr double kSlowSeconds = 0.05;
+constexpr int kMostRounds = 10000;
 
 // Linear interpolation between the two nearest of sorted samples.
 double quantile(const std::vector<double>& sorted, double q) {
   const double position = q * static_cast<double>(sorted.size() - 1);
   const size_t below = static_cast<size_t>(position), above = std::min(below + 1, sorted.size() - 1);
   return sorted[below] + (position - static_cast<double>(below)) * (sorted[above] - sorted[below]);
-}
-
-// seconds(rounds): the time of launching everything `rounds` times.
-template <class Seconds>
-Timing repeat(size_t launches, double seconds_each, const Seconds& seconds) {
-  const double once = std::max(seconds(1), 1e-7);
-  const int rounds = static_cast<int>(std::clamp(std::ceil(seconds_each / once), 1.0, 10000.0));
-  const bool slow = once / static_cast<double>(launches) > kSlowSeconds;
-  std::vector<double> samples;
-  for (int i = 0; i < (slow ? kSlowRepetitions : kRepetitions); ++i) {
-    samples.push_back(seconds(rounds) / (static_cast<double>(rounds) * static_cast<double>(launches)));
-  }
-  return summarize(std::move(samples));
 }
 
 #ifdef KILN_WITH_CUDA
@@ -84,40 +70,109 @@ class Graph {
   cudaGraphExec_t exec_ = nullptr;
 };
 
-Timing time_on_cuda(std::span<const Bound> bounds, cudaStream_t stream, double seconds_each) {
-  const Graph graph(bounds, stream);
-  Event start, end;
-  graph.launch(stream);  // uploads the graph, wakes the clocks
-  return repeat(bounds.size(), seconds_each, [&](int rounds) {
-    start.record(stream);
-    for (int i = 0; i < rounds; ++i) graph.launch(stream);
-    end.record(stream);
-    return end.since(start);
-  });
-}
 #endif
 
 }  // namespace
 
 Timing summarize(std::vector<double> samples) {
   std::sort(samples.begin(), samples.end());
-  const double median = quantile(samples, 0.5);
-  return {median, 50 * (quantile(samples, 0.75) - quantile(samples, 0.25)) / median};
+  const double median = quantile(samples, 0.5), iqr = quantile(samples, 0.75) - quantile(samples, 0.25);
+  const auto count = static_cast<double>(samples.size());
+  return {median, 50 * iqr / median, 157 * iqr / std::sqrt(count) / median, static_cast<int>(samples.size())};
 }
 
-Timing time_launches(std::span<const Bound> bounds, DeviceKind kind, Stream stream, double seconds_each) {
+struct LaunchSampler::State {
+  std::vector<Bound> bounds;
+  DeviceKind kind;
+  Stream stream;
+  int rounds = 1;
+  double round_seconds = 0;
 #ifdef KILN_WITH_CUDA
-  if (kind == DeviceKind::kCuda) return time_on_cuda(bounds, cuda_stream(stream), seconds_each);
+  std::unique_ptr<Graph> graph;
+  std::unique_ptr<Event> start, end;
 #endif
-  (void)kind;
-  using Clock = std::chrono::steady_clock;
-  return repeat(bounds.size(), seconds_each, [&](int rounds) {
-    const Clock::time_point start = Clock::now();
-    for (int i = 0; i < rounds; ++i) {
+
+  // Seconds of launching everything `count` times.
+  double run(int count) {
+#ifdef KILN_WITH_CUDA
+    if (graph) {
+      start->record(cuda_stream(stream));
+      for (int i = 0; i < count; ++i) graph->launch(cuda_stream(stream));
+      end->record(cuda_stream(stream));
+      return end->since(*start);
+    }
+#endif
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point begin = Clock::now();
+    for (int i = 0; i < count; ++i) {
       for (const Bound& bound : bounds) bound.launch(stream);
     }
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  });
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+};
+
+LaunchSampler::LaunchSampler(std::span<const Bound> bounds, DeviceKind kind, Stream stream,
+                             double sample_seconds)
+    : state_(std::make_unique<State>()) {
+  state_->bounds.assign(bounds.begin(), bounds.end());
+  state_->kind = kind;
+  state_->stream = stream;
+#ifdef KILN_WITH_CUDA
+  if (kind == DeviceKind::kCuda) {
+    state_->graph = std::make_unique<Graph>(bounds, cuda_stream(stream));
+    state_->start = std::make_unique<Event>();
+    state_->end = std::make_unique<Event>();
+    state_->run(1);  // uploads the graph, wakes the clocks
+  }
+#endif
+  state_->round_seconds = std::max(state_->run(1), 1e-7);
+  state_->rounds =
+      static_cast<int>(std::clamp(std::ceil(sample_seconds / state_->round_seconds), 1.0, 1.0 * kMostRounds));
+}
+
+LaunchSampler::~LaunchSampler() = default;
+LaunchSampler::LaunchSampler(LaunchSampler&&) noexcept = default;
+
+double LaunchSampler::sample() {
+  return state_->run(state_->rounds) / (1.0 * state_->rounds * static_cast<double>(state_->bounds.size()));
+}
+
+double LaunchSampler::sample_cost() const { return state_->rounds * state_->round_seconds; }
+
+std::vector<Timing> time_in_turns(std::span<LaunchSampler> contestants, const TimingOptions& options,
+                                  const std::function<void()>& after_round) {
+  std::vector<std::vector<double>> samples(contestants.size());
+  std::vector<double> spent(contestants.size(), 0);
+  const auto enough = [&](size_t i) {
+    const auto count = static_cast<int>(samples[i].size());
+    if (count >= options.most) return true;
+    if (count >= 3 && spent[i] + contestants[i].sample_cost() > options.most_seconds) return true;
+    return count >= options.fewest && summarize(samples[i]).median_spread_pct < options.target_pct;
+  };
+  for (bool more = true; more;) {
+    more = false;
+    // All go on until all have enough: late samples are then as many, and as late, for each.
+    for (size_t i = 0; i < contestants.size(); ++i) more = more || !enough(i);
+    if (!more) break;
+    bool sampled = false;
+    for (size_t i = 0; i < contestants.size(); ++i) {
+      if (samples[i].size() >= 3 && spent[i] + contestants[i].sample_cost() > options.most_seconds) continue;
+      samples[i].push_back(contestants[i].sample());
+      spent[i] += contestants[i].sample_cost();
+      sampled = true;
+    }
+    if (!sampled) break;
+    if (after_round) after_round();
+  }
+  std::vector<Timing> timings;
+  for (const std::vector<double>& s : samples) timings.push_back(summarize(s));
+  return timings;
+}
+
+Timing time_launches(std::span<const Bound> bounds, DeviceKind kind, Stream stream,
+                     const TimingOptions& options) {
+  LaunchSampler sampler(bounds, kind, stream, options.sample_seconds);
+  return time_in_turns({&sampler, 1}, options)[0];
 }
 
 }  // namespace kiln

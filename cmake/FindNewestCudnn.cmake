@@ -38,7 +38,8 @@ endforeach()
 
 if(KILN_CUDNN_VERSION)
   # Not SYSTEM: such folders are searched after the others, and the toolkit's folder may hold another cuDNN's header.
-  add_library(kiln_cudnn INTERFACE)
+  add_library(kiln_cudnn INTERFACE IMPORTED)  # found again by kilnConfig.cmake
+  set_target_properties(kiln_cudnn PROPERTIES SYSTEM OFF)
   target_include_directories(kiln_cudnn INTERFACE ${KILN_CUDNN_INCLUDE})
   target_link_libraries(kiln_cudnn INTERFACE ${KILN_CUDNN_LIBRARY})
   get_filename_component(kiln_cudnn_dir ${KILN_CUDNN_LIBRARY} DIRECTORY)

@@ -1,15 +1,18 @@
-# kiln_add_library(name sources...): a static library with kiln's warnings and definitions.
+# Warnings are the build's own matter: programs that find_package(kiln) do not inherit them.
 add_library(kiln_options INTERFACE)
-target_include_directories(kiln_options INTERFACE ${PROJECT_SOURCE_DIR})
-target_compile_options(kiln_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
-                                              $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra -Xptxas=--warn-on-spills>)
+target_include_directories(kiln_options INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
+function(kiln_warnings)
+  target_compile_options(kiln_options INTERFACE "$<BUILD_INTERFACE:${ARGN}>")
+endfunction()
+kiln_warnings("$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>"
+              "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra;-Xptxas=--warn-on-spills>")
 # GCC 12 sees overlapping copies in std::string's operator+ where there are none (GCC bug 105651).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  target_compile_options(kiln_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
+  kiln_warnings($<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
 endif()
 if(KILN_WERROR)
-  target_compile_options(kiln_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>
-                                                "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Werror;-Werror=all-warnings>")
+  kiln_warnings($<$<COMPILE_LANGUAGE:CXX>:-Werror>
+                "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Werror;-Werror=all-warnings>")
 endif()
 if(KILN_SANITIZE)
   target_compile_options(kiln_options INTERFACE
@@ -23,6 +26,7 @@ foreach(feature CUDA CUDNN CUBLAS)
 endforeach()
 target_compile_definitions(kiln_options INTERFACE KILN_WITH_OPENMP KILN_VERSION="${PROJECT_VERSION}")
 
+# kiln_add_library(name sources...): a static library with kiln's warnings and definitions.
 function(kiln_add_library name)
   add_library(${name} STATIC ${ARGN})
   target_link_libraries(${name} PUBLIC kiln_options)

@@ -1,4 +1,6 @@
 // sgd, the judge: PyTorch's update, one parameter after the other, in double.
+#include <algorithm>
+
 #include "cpu_reference/cpu_support.h"
 #include "kernels/optimizer/optimizer.h"
 
@@ -11,9 +13,10 @@ void sgd_step(const SgdProblem& p, const SgdStep::Args& a) {
   float* param = f32(a.param);        // [n]
   float* velocity = f32(a.velocity);  // [n]
   if (!step.finite) return;
+  const double scale = a.norm ? std::min(1.0f, p.clip / (*f32(a.norm) + 1e-6f)) : 1.0f;
   for (long long i = 0; i < p.n; ++i) {
     const double w = param[i];
-    const double g = grad[i] + (i < p.decayed ? static_cast<double>(p.weight_decay) * w : 0.0);
+    const double g = scale * grad[i] + (i < p.decayed ? static_cast<double>(p.weight_decay) * w : 0.0);
     const double v = static_cast<double>(p.momentum) * velocity[i] + g;
     const double direction = p.nesterov ? g + static_cast<double>(p.momentum) * v : v;
     velocity[i] = static_cast<float>(v);

@@ -1,5 +1,5 @@
-// Labelled uint8 images in host memory, and where they come from: CIFAR-10's binary files or the built-in
-// set.
+// Labelled uint8 images in host memory, and where they come from: CIFAR's binary files, a record file that
+// `kiln import` wrote, or the built-in set.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace kiln {
 
 // Images are stored NHWC, whatever the file's order.
 struct Dataset {
-  std::string name;  // "cifar10", "builtin"
+  std::string name;  // "builtin", "cifar10", "cifar100", or the record file's
   int height = 0, width = 0, channels = 0, classes = 0;
   std::vector<uint8_t> images;  // [count, height, width, channels]
   std::vector<int32_t> labels;  // [count], each in [0, classes)
@@ -34,7 +34,13 @@ DataPair make_builtin_data(long long train_count = 10000, long long test_count =
 // whose MD5 is not the official one are read, with a note.
 DataPair load_cifar10(const std::string& folder);
 
-// `data`: "" for the built-in set, else a folder.
+// The two CIFAR-100 binary files (train.bin, test.bin) in `folder` or its cifar-100-binary, with the 100 fine
+// labels; class names from fine_label_names.txt, where it is there. Throws Error as load_cifar10 does.
+DataPair load_cifar100(const std::string& folder);
+
+// `data`: "" for the built-in set; else a folder of CIFAR-10's or CIFAR-100's binary files, or a record file
+// (data/record_file.h). "cifar10" and "cifar100", where nothing of that name is here, mean the folder that
+// scripts/fetch filled. Throws Error that says what was found and what is needed.
 DataPair load_data(const std::string& data);
 
 }  // namespace kiln

@@ -1,9 +1,8 @@
 // The MD5 message digest of RFC 1321 (R. Rivest, April 1992). Names follow the RFC, section 3.4.
 #include "data/md5.h"
 
-#include <array>
+#include <algorithm>
 #include <bit>
-#include <cstring>
 
 namespace kiln {
 namespace {
@@ -21,7 +20,6 @@ constexpr std::array<uint32_t, 64> kT = {
 };
 constexpr std::array<std::array<int, 4>, 4> kShift = {
     {{7, 12, 17, 22}, {5, 9, 14, 20}, {4, 11, 16, 23}, {6, 10, 15, 21}}};
-constexpr size_t kBlock = 64;
 
 uint32_t little_endian(const uint8_t* p) {
   return p[0] | p[1] << 8 | p[2] << 16 | static_cast<uint32_t>(p[3]) << 24;
@@ -62,17 +60,29 @@ void transform(std::array<uint32_t, 4>& state, const uint8_t* block) {
 
 }  // namespace
 
-std::string md5_hex(std::span<const uint8_t> message) {
-  std::array<uint32_t, 4> state = {0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476};
-  const size_t whole = message.size() / kBlock * kBlock;
-  for (size_t i = 0; i < whole; i += kBlock) transform(state, message.data() + i);
+void Md5::update(std::span<const uint8_t> piece) {
+  const size_t pending = length_ % kBlock;
+  length_ += piece.size();
+  if (pending > 0) {
+    const size_t taken = std::min(kBlock - pending, piece.size());
+    std::copy_n(piece.begin(), taken, pending_.begin() + pending);
+    piece = piece.subspan(taken);
+    if (pending + taken < kBlock) return;
+    transform(state_, pending_.data());
+  }
+  for (; piece.size() >= kBlock; piece = piece.subspan(kBlock)) transform(state_, piece.data());
+  std::copy(piece.begin(), piece.end(), pending_.begin());
+}
+
+std::string Md5::hex() const {
   // The rest, a one bit, zeros, and the length in bits as 64-bit little endian: one block or two.
+  std::array<uint32_t, 4> state = state_;
   uint8_t tail[2 * kBlock] = {};
-  const size_t rest = message.size() - whole;
-  if (rest > 0) std::memcpy(tail, message.data() + whole, rest);
+  const size_t rest = length_ % kBlock;
+  std::copy_n(pending_.begin(), rest, tail);
   tail[rest] = 0x80;
   const size_t tail_size = rest + 9 <= kBlock ? kBlock : 2 * kBlock;
-  const uint64_t bits = static_cast<uint64_t>(message.size()) * 8;
+  const uint64_t bits = length_ * 8;
   for (size_t i = 0; i < 8; ++i) tail[tail_size - 8 + i] = static_cast<uint8_t>(bits >> (8 * i));
   for (size_t i = 0; i < tail_size; i += kBlock) transform(state, tail + i);
 
@@ -85,6 +95,12 @@ std::string md5_hex(std::span<const uint8_t> message) {
     }
   }
   return text;
+}
+
+std::string md5_hex(std::span<const uint8_t> message) {
+  Md5 md5;
+  md5.update(message);
+  return md5.hex();
 }
 
 }  // namespace kiln

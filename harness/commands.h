@@ -19,6 +19,7 @@ struct Command {
 Command add_train_command(CLI::App& app, const std::string& command_line);
 Command add_eval_command(CLI::App& app, const std::string& command_line);
 Command add_info_command(CLI::App& app);
+Command add_import_command(CLI::App& app);
 Command add_op_command(CLI::App& app);
 
 }  // namespace kiln

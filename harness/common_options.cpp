@@ -32,7 +32,7 @@ void keep_first(Dataset& set, long long images) {
 void add_common_options(CLI::App& app, CommonOptions& o) {
   std::string models;
   for (const std::string& name : builtin_network_names()) models += name + ", ";
-  app.add_option("--model", o.model, "network: " + models + "or a JSON file (format: docs/networks.md)")
+  app.add_option("--model", o.model, "network: " + models + "or a JSON file's path (format: docs/networks.md)")
       ->capture_default_str();
   app.add_option("--device", o.device, "cpu or cuda (default: cuda where there is a GPU)");
   app.add_option(
@@ -42,7 +42,8 @@ void add_common_options(CLI::App& app, CommonOptions& o) {
                  "choose implementations: '<op>.<pass>=<name>[:<config>],...', globs allowed, for example "
                  "'conv2d.*=naive'; `kiln info --impls` lists them");
   app.add_option("--data", o.data,
-                 "folder with CIFAR-10's binary files (default: a built-in set that needs no file)");
+                 "cifar10 or cifar100 (scripts/fetch downloads them), a folder with the binary files of "
+                 "either, or a file that `kiln import` wrote (default: a built-in set that needs no file)");
   app.add_option(
          "--train-images", o.train_images,
          "use the first N training images; the built-in set is made with N (default: all; built-in: 10000)")
@@ -55,7 +56,7 @@ void add_common_options(CLI::App& app, CommonOptions& o) {
 }
 
 NetworkDescription load_network(const std::string& model) {
-  if (!ends_with(model, ".json")) return builtin_network(model);
+  if (!ends_with(model, ".json") && model.find('/') == std::string::npos) return builtin_network(model);
   std::ifstream in(model, std::ios::binary);
   if (!in) fail_usage("--model '" + model + "': the file cannot be read");
   const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());

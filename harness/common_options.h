@@ -18,7 +18,7 @@ class App;
 namespace kiln {
 
 struct CommonOptions {
-  std::string model = "small_cnn";              // a built-in network's name, or a JSON file
+  std::string model = "small_cnn";              // a built-in network's name, or a JSON file's path
   std::string device;                           // "cpu", "cuda", "": cuda where there is one
   std::string precision;                        // "fp32", "bf16", "": the device's default
   std::string impl;                             // ImplChoice's grammar
@@ -29,7 +29,8 @@ struct CommonOptions {
 
 void add_common_options(CLI::App& app, CommonOptions& options);
 
-// A built-in network, or the file where `model` ends in .json. Throws Error.
+// A built-in network (or "<name>_smooth", its smooth twin); a file where `model` ends in .json or has a '/'.
+// Throws Error.
 NetworkDescription load_network(const std::string& model);
 
 // Applies --threads, finds the device and says on `log` why it is the CPU where nobody asked for it. Call it

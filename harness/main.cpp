@@ -51,7 +51,7 @@ int run(int argc, char** argv) {
   const std::string command_line = join_command_line(argc, argv);
   const std::vector<Command> commands = {add_train_command(app, command_line),
                                          add_eval_command(app, command_line), add_info_command(app),
-                                         add_op_command(app)};
+                                         add_import_command(app), add_op_command(app)};
   std::vector<std::string> names;
   for (const Command& command : commands) names.push_back(command.app->get_name());
 

@@ -21,9 +21,30 @@ using GetUtilization = int (*)(void*, Utilization*);
 using GetPower = int (*)(void*, unsigned*);  // milliwatts
 using GetClock = int (*)(void*, int, unsigned*);
 using GetMemory = int (*)(void*, Memory*);
+using GetNumber = int (*)(void*, unsigned long long*);
 using DriverVersion = int (*)(char*, unsigned);
 
+// nvmlClocksEventReason*.
+constexpr uint64_t kPowerCap = 0x4, kHwSlowdown = 0x8, kSwThermal = 0x20, kHwThermal = 0x40,
+                   kPowerBrake = 0x80;
+
 }  // namespace
+
+std::string slowdown_text(uint64_t reasons) {
+  std::string text;
+  for (const auto& [bit, name] : {std::pair{kPowerCap, "power cap"},
+                                  {kHwSlowdown, "hardware slowdown"},
+                                  {kSwThermal, "software thermal slowdown"},
+                                  {kHwThermal, "hardware thermal slowdown"},
+                                  {kPowerBrake, "power brake"}}) {
+    if (reasons & bit) text += (text.empty() ? "" : ", ") + std::string(name);
+  }
+  return text;
+}
+
+bool is_disturbed(uint64_t reasons) {
+  return reasons & (kHwSlowdown | kSwThermal | kHwThermal | kPowerBrake);
+}
 
 template <class F>
 F Nvml::symbol(const char* name) const {
@@ -67,7 +88,25 @@ GpuSample Nvml::sample() const {
   if (const auto f = symbol<GetMemory>("nvmlDeviceGetMemoryInfo"); f && f(gpu_, &memory) == kSuccess) {
     s.memory_used_bytes = memory.used;
   }
+  unsigned long long number = 0;
+  for (const char* name :
+       {"nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"}) {
+    if (const auto f = symbol<GetNumber>(name); f && !s.clock_reasons && f(gpu_, &number) == kSuccess) {
+      s.clock_reasons = number;
+    }
+  }
+  if (const auto f = symbol<GetNumber>("nvmlDeviceGetTotalEnergyConsumption");
+      f && f(gpu_, &number) == kSuccess) {
+    s.energy_mj = number;
+  }
   return s;
+}
+
+std::optional<double> Nvml::power_limit_w() const {
+  unsigned milliwatts = 0;
+  const auto f = symbol<GetPower>("nvmlDeviceGetEnforcedPowerLimit");
+  if (!gpu_ || !f || f(gpu_, &milliwatts) != kSuccess) return std::nullopt;
+  return milliwatts / 1000.0;
 }
 
 std::string Nvml::driver_version() const {

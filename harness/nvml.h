@@ -13,7 +13,14 @@ struct GpuSample {
   std::optional<double> power_w;
   std::optional<unsigned> sm_mhz;
   std::optional<uint64_t> memory_used_bytes;  // of the whole card, all processes
+  std::optional<uint64_t> clock_reasons;      // why the clocks are what they are: nvmlClocksEventReason* bits
+  std::optional<uint64_t> energy_mj;          // millijoules since the driver was loaded
 };
+
+// "power cap, thermal": the reasons among GpuSample::clock_reasons that slow a GPU down; "" for none.
+std::string slowdown_text(uint64_t clock_reasons);
+// Those of them that are no property of the work itself (heat, the board's power supply).
+bool is_disturbed(uint64_t clock_reasons);
 
 class Nvml {
  public:
@@ -26,6 +33,7 @@ class Nvml {
   bool available() const { return gpu_ != nullptr; }
   GpuSample sample() const;
   std::string driver_version() const;  // "" where unknown
+  std::optional<double> power_limit_w() const;
 
  private:
   template <class F>

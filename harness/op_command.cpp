@@ -20,11 +20,17 @@ const char* example_problem(const std::string& op) {
       {"linear", "n4_c64_k10_bias"},
       {"batchnorm", "n2_h8_w8_c16_relu"},
       {"max_pool2d", "n2_h8_w8_c16_r2_st2_p0_arg8"},
+      {"avg_pool2d", "n2_h8_w8_c16_r2_st2_p0"},
+      {"global_max_pool", "n2_h4_w4_c16_arg32"},
       {"global_avg_pool", "n2_h4_w4_c16"},
       {"relu", "n2_h8_w8_c16"},
+      {"relu6", "n2_h8_w8_c16"},
+      {"gelu", "n2_h8_w8_c16"},
+      {"silu", "n2_h8_w8_c16"},
       {"add", "n2_h8_w8_c16"},
       {"softmax_xent", "n4_c10_ls0.1"},
       {"sgd", "n1000_d900_m0.9_wd0.0005"},
+      {"adamw", "n1000_d900_wd0.01_clip1"},
       {"grad_norm", "n1000"},
       {"augment", "n4_h32_w32_c3_m100_pad4_flip"}};
   for (const auto& [name, text] : kExamples) {

@@ -36,6 +36,31 @@ void fill(const Json& options, const char* key, std::optional<T>* value) {
   if (!*value) *value = options.at(key).get<T>();
 }
 
+// Of options that not every run has.
+template <class T>
+void fill_if_there(const Json& options, const char* key, std::optional<T>* value) {
+  if (options.contains(key)) fill(options, key, value);
+}
+
+// Of a run's optimizer and schedule the constants go with their choice: a flag that names another one leaves
+// them out.
+void fill_choices(const Json& options, TrainFlags* f) {
+  const std::string optimizer = options.value("optimizer", name_of(Optimizer::kSgd));
+  if (!f->optimizer) f->optimizer = optimizer;
+  if (*f->optimizer == optimizer) {
+    fill_if_there(options, "momentum", &f->momentum);
+    fill_if_there(options, "beta1", &f->beta1);
+    fill_if_there(options, "beta2", &f->beta2);
+    fill_if_there(options, "adam_eps", &f->adam_eps);
+    f->no_nesterov = f->no_nesterov || !options.value("nesterov", true);
+  }
+  fill(options, "schedule", &f->schedule);
+  if (*f->schedule == options.at("schedule").get<std::string>()) {
+    fill_if_there(options, "step_epochs", &f->step_epochs);
+    fill_if_there(options, "step_factor", &f->step_factor);
+  }
+}
+
 template <class T>
 void fill(const Json& value, T* where) {
   if (*where == T{}) *where = value.get<T>();
@@ -92,16 +117,15 @@ void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
     fill(options, "pad", &f->pad);
     fill(options, "cutout", &f->cutout);
     fill(options, "lr", &f->lr);
-    fill(options, "momentum", &f->momentum);
     fill(options, "weight_decay", &f->weight_decay);
     fill(options, "label_smoothing", &f->label_smoothing);
-    fill(options, "schedule", &f->schedule);
+    fill_if_there(options, "clip_norm", &f->clip_norm);
+    fill_choices(options, f);
     fill(options.at("fusions_off"), &f->fusions_off);
     fill(options.at("drain_every"), &f->drain_every);
     fill(options.at("precision"), &f->common.precision);
     fill(options.at("impl"), &f->common.impl);
     fill(config.at("device").at("kind"), &f->common.device);
-    f->no_nesterov = f->no_nesterov || !options.at("nesterov").get<bool>();
     f->no_flip = f->no_flip || !options.at("flip").get<bool>();
     const auto seed = options.at("seed").get<unsigned long long>();
     if (seed_given && f->seed != seed) {

@@ -6,6 +6,7 @@
 #include <ctime>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "harness/build_info.h"
 #include "harness/commands.h"
@@ -47,6 +48,16 @@ std::string run_name(const std::string& network, const Device& device, const Tra
          "-s" + std::to_string(o.seed);
 }
 
+// Mean of the samples that were there.
+template <class T>
+struct RunningMean {
+  double sum = 0;
+  long long count = 0;
+  void add(const std::optional<T>& sample) {
+    if (sample) sum += static_cast<double>(*sample), ++count;
+  }
+};
+
 // What is measured while a run goes on.
 struct Measured {
   Clock::time_point start = Clock::now();
@@ -56,6 +67,8 @@ struct Measured {
   long long skipped_updates = 0;
   std::vector<float> losses;  // of every step
   uint64_t device_bytes = 0;  // most seen in use on the card
+  RunningMean<unsigned> gpu_utilization;
+  RunningMean<double> gpu_power;
   double train_seconds() const { return seconds_since(start) - eval_seconds; }
   // Mean over the last epoch's steps.
   double train_loss(long long steps_per_epoch) const {
@@ -177,6 +190,8 @@ class Run {
           measured_.losses.insert(measured_.losses.end(), record.step_losses.begin(),
                                   record.step_losses.end());
           measured_.device_bytes = std::max(measured_.device_bytes, gpu.memory_used_bytes.value_or(0));
+          measured_.gpu_utilization.add(gpu.utilization_pct);
+          measured_.gpu_power.add(gpu.power_w);
           folder_->append_metrics(metrics_line(record, measured_.train_seconds(), gpu));
           progress.update(record);
           stopped_ = interrupted();
@@ -229,6 +244,8 @@ class Run {
     if (measured_.first_step) json["resumed_from_step"] = measured_.first_step;
     if (!evaluations_.empty()) json["evaluations"] = evaluations_;
     if (measured_.device_bytes) json["device_memory_used_bytes"] = measured_.device_bytes;
+    if (const auto& m = measured_.gpu_utilization; m.count) json["gpu_utilization_pct"] = m.sum / m.count;
+    if (const auto& m = measured_.gpu_power; m.count) json["gpu_power_w"] = m.sum / m.count;
     json["host_peak_bytes"] = peak_host_bytes();
     if (const std::string driver = nvml_.driver_version(); !driver.empty()) json["driver"] = driver;
     json["kiln_version"] = version();

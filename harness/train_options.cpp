@@ -31,27 +31,70 @@ void require_flag(bool holds, const std::string& flag, const std::string& rule) 
   if (!holds) fail_usage(flag + " " + rule);
 }
 
+void check_train_options(const TrainOptions& o, const TrainFlags& f) {
+  require_flag(std::isfinite(o.epochs) && o.epochs > 0, "--epochs", "must be above 0");
+  require_flag(o.batch > 0, "--batch", "must be at least 1");
+  require_flag(std::isfinite(o.lr) && o.lr >= 0, "--lr", "must be a number of at least 0");
+  require_flag(o.warmup_epochs >= 0 && o.warmup_epochs <= o.epochs, "--warmup",
+               "must be between 0 and --epochs");
+  require_flag(o.momentum >= 0 && o.momentum < 1, "--momentum", "must be in [0, 1)");
+  const bool sgd = o.optimizer == Optimizer::kSgd;
+  require_flag(!sgd || !o.nesterov || o.momentum > 0, "--momentum 0", "needs --no-nesterov");
+  require_flag(sgd || !f.momentum, "--momentum", "is for --optimizer sgd; adamw has --beta1 and --beta2");
+  require_flag(sgd || !f.no_nesterov, "--no-nesterov", "is for --optimizer sgd");
+  require_flag(!sgd || !f.beta1, "--beta1", "needs --optimizer adamw");
+  require_flag(!sgd || !f.beta2, "--beta2", "needs --optimizer adamw");
+  require_flag(!sgd || !f.adam_eps, "--adam-eps", "needs --optimizer adamw");
+  require_flag(o.beta1 >= 0 && o.beta1 < 1, "--beta1", "must be in [0, 1)");
+  require_flag(o.beta2 >= 0 && o.beta2 < 1, "--beta2", "must be in [0, 1)");
+  require_flag(std::isfinite(o.adam_eps) && o.adam_eps > 0, "--adam-eps", "must be above 0");
+  require_flag(std::isfinite(o.clip_norm) && o.clip_norm >= 0, "--clip-norm", "must be at least 0");
+  const bool steps = o.schedule == Schedule::kStep;
+  require_flag(steps || !f.step_epochs, "--step-epochs", "needs --schedule step");
+  require_flag(steps || !f.step_factor, "--step-factor", "needs --schedule step");
+  require_flag(std::isfinite(o.step_epochs) && o.step_epochs > 0, "--step-epochs", "must be above 0");
+  require_flag(std::isfinite(o.step_factor) && o.step_factor >= 0 && o.step_factor <= 1, "--step-factor",
+               "must be in [0, 1]");
+  require_flag(std::isfinite(o.weight_decay) && o.weight_decay >= 0, "--weight-decay", "must be at least 0");
+  require_flag(o.label_smoothing >= 0 && o.label_smoothing < 1, "--label-smoothing", "must be in [0, 1)");
+  require_flag(o.augment_pad >= 0, "--pad", "must be at least 0");
+  require_flag(o.augment_cutout >= 0, "--cutout", "must be at least 0");
+}
+
 }  // namespace
 
-TrainOptions recipe_for(const std::string& network) {
+TrainOptions recipe_for(const std::string& network, Optimizer optimizer) {
+  const std::string suffix = kSmoothSuffix;
+  const std::string name =
+      network.ends_with(suffix) ? network.substr(0, network.size() - suffix.size()) : network;
   TrainOptions o;
   o.batch = kRecipeBatch;
   o.schedule = Schedule::kCosine;
+  o.optimizer = optimizer;
   o.momentum = 0.9f;
   o.nesterov = true;
   o.weight_decay = 5e-4f;
   o.label_smoothing = 0.1f;
   o.augment_pad = 4;
   o.augment_flip = true;
-  if (network == "resnet18") {
+  if (name == "resnet18") {
     o.epochs = 30;
     o.lr = 0.4f;
     o.warmup_epochs = 5;
+  } else if (name == "mobilenet_v1" || name == "mobilenet_v2") {
+    o.epochs = 30;
+    o.lr = 0.4f;
+    o.warmup_epochs = 5;
+    o.weight_decay = 2e-4f;  // few weights a filter: they need less
   } else {
     o.epochs = 20;
     // Its head reads 2,048 features: a steeper start throws the weights where they do not come back from.
     o.lr = 0.1f;
     o.warmup_epochs = 4;
+  }
+  if (optimizer == Optimizer::kAdamw) {
+    o.lr = 2e-3f;
+    o.weight_decay = 0.05f;
   }
   return o;
 }
@@ -66,18 +109,28 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       "go on from the checkpoint in this run folder, with its network, data, seed and options where they are "
       "not named here; writes into the same folder unless --out names another");
   app.add_option("--seed", f.seed, "seed of initial weights, order and augmentation")->capture_default_str();
-  const std::string recipe = "Recipe (defaults: small_cnn / resnet18)";
+  const std::string recipe = "Recipe (defaults: small_cnn / resnet18 and mobilenets)";
   const auto option = [&](const char* name, auto& value, const char* text) {
     return app.add_option(name, value, text)->group(recipe);
   };
   option("--epochs", f.epochs, "passes over the training images, may be fractional (20 / 30)");
   option("--batch", f.batch, "images a step (512)");
-  option("--lr", f.lr, "peak learning rate, for the mean gradient of a batch (0.1 / 0.4, times batch / 512)");
-  option("--schedule", f.schedule, "constant, cosine, one_cycle or linear (cosine)");
+  option("--lr", f.lr,
+         "peak learning rate, for the mean gradient of a batch (0.1 / 0.4, adamw 0.002; times batch / 512)");
+  option("--schedule", f.schedule, "constant, cosine, one_cycle, linear or step (cosine)");
+  option("--step-epochs", f.step_epochs,
+         "schedule step: epochs from one drop to the next (a third of --epochs)");
+  option("--step-factor", f.step_factor, "schedule step: what a drop multiplies the rate with (0.1)");
   option("--warmup", f.warmup, "epochs of linear warm-up from 0 (4 / 5, at most a quarter of --epochs)");
-  option("--momentum", f.momentum, "of SGD (0.9)");
-  app.add_flag("--no-nesterov", f.no_nesterov, "plain momentum")->group(recipe);
-  option("--weight-decay", f.weight_decay, "on conv and linear weights (0.0005)");
+  option("--optimizer", f.optimizer, "sgd or adamw (sgd)");
+  option("--momentum", f.momentum, "of sgd (0.9)");
+  app.add_flag("--no-nesterov", f.no_nesterov, "sgd with plain momentum")->group(recipe);
+  option("--beta1", f.beta1, "of adamw (0.9)");
+  option("--beta2", f.beta2, "of adamw (0.999)");
+  option("--adam-eps", f.adam_eps, "of adamw (1e-08)");
+  option("--weight-decay", f.weight_decay,
+         "on conv and linear weights (0.0005; mobilenets 0.0002; adamw 0.05)");
+  option("--clip-norm", f.clip_norm, "largest norm of the whole gradient, 0: no clipping (0)");
   option("--label-smoothing", f.label_smoothing, "in [0, 1) (0.1)");
   option("--pad", f.pad, "random crop after padding by this many pixels (4)");
   app.add_flag("--no-flip", f.no_flip, "no random left-right flip")->group(recipe);
@@ -101,6 +154,7 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       "  kiln train                                     small_cnn on the built-in images\n"
       "  kiln train --data ~/cifar-10-batches-bin --out runs/first\n"
       "  kiln train --model resnet18 --data DIR --precision bf16 --epochs 30 --seed 1\n"
+      "  kiln train --model docs/examples/lenet.json --optimizer adamw\n"
       "  kiln train --device cpu --train-images 2000 --epochs 2 --impl 'conv2d.*=cpu_naive'\n"
       "The run folder gets config.json, metrics.jsonl, summary.json, weights.safetensors, "
       "state.safetensors.\n"
@@ -109,7 +163,7 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
 
 TrainOptions make_train_options(const TrainFlags& f, const std::string& network, const Device& device,
                                 DType precision) {
-  TrainOptions o = recipe_for(network);
+  TrainOptions o = recipe_for(network, f.optimizer ? optimizer_from_name(*f.optimizer) : Optimizer::kSgd);
   o.precision = precision;
   o.seed = f.seed;
   o.max_steps = f.max_steps;
@@ -121,6 +175,10 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   o.lr *= static_cast<float>(o.batch) / kRecipeBatch;
   override_with(o.lr, f.lr);
   override_with(o.momentum, f.momentum);
+  override_with(o.beta1, f.beta1);
+  override_with(o.beta2, f.beta2);
+  override_with(o.adam_eps, f.adam_eps);
+  override_with(o.clip_norm, f.clip_norm);
   override_with(o.weight_decay, f.weight_decay);
   override_with(o.label_smoothing, f.label_smoothing);
   override_with(o.augment_pad, f.pad);
@@ -131,43 +189,48 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   // A shorter run than the recipe's warms up for the same share of it.
   if (f.epochs) o.warmup_epochs = std::min(o.warmup_epochs, 0.25 * o.epochs);
   override_with(o.warmup_epochs, f.warmup);
-
-  require_flag(std::isfinite(o.epochs) && o.epochs > 0, "--epochs", "must be above 0");
-  require_flag(o.batch > 0, "--batch", "must be at least 1");
-  require_flag(std::isfinite(o.lr) && o.lr >= 0, "--lr", "must be a number of at least 0");
-  require_flag(o.warmup_epochs >= 0 && o.warmup_epochs <= o.epochs, "--warmup",
-               "must be between 0 and --epochs");
-  require_flag(o.momentum >= 0 && o.momentum < 1, "--momentum", "must be in [0, 1)");
-  require_flag(!o.nesterov || o.momentum > 0, "--momentum 0", "needs --no-nesterov");
-  require_flag(std::isfinite(o.weight_decay) && o.weight_decay >= 0, "--weight-decay", "must be at least 0");
-  require_flag(o.label_smoothing >= 0 && o.label_smoothing < 1, "--label-smoothing", "must be in [0, 1)");
-  require_flag(o.augment_pad >= 0, "--pad", "must be at least 0");
-  require_flag(o.augment_cutout >= 0, "--cutout", "must be at least 0");
+  o.step_epochs = o.epochs / 3;
+  override_with(o.step_epochs, f.step_epochs);
+  override_with(o.step_factor, f.step_factor);
+  check_train_options(o, f);
   return o;
 }
 
 nlohmann::ordered_json options_json(const TrainOptions& o) {
-  return {{"precision", name_of(o.precision)},
-          {"impl", o.impl.str()},
-          {"seed", o.seed},
-          {"batch", o.batch},
-          {"epochs", o.epochs},
-          {"max_steps", o.max_steps},
-          {"schedule", name_of(o.schedule)},
-          {"lr", decimal(o.lr)},
-          {"warmup_epochs", o.warmup_epochs},
-          {"final_lr_factor", decimal(o.final_lr_factor)},
-          {"momentum", decimal(o.momentum)},
-          {"nesterov", o.nesterov},
-          {"weight_decay", decimal(o.weight_decay)},
-          {"label_smoothing", decimal(o.label_smoothing)},
-          {"pad", o.augment_pad},
-          {"flip", o.augment_flip},
-          {"cutout", o.augment_cutout},
-          {"shuffle", o.shuffle},
-          {"fusions_off", o.fusions_off},
-          {"drain_every", o.drain_every},
-          {"cuda_graph", o.cuda_graph}};
+  nlohmann::ordered_json json = {{"precision", name_of(o.precision)},
+                                 {"impl", o.impl.str()},
+                                 {"seed", o.seed},
+                                 {"batch", o.batch},
+                                 {"epochs", o.epochs},
+                                 {"max_steps", o.max_steps},
+                                 {"schedule", name_of(o.schedule)},
+                                 {"lr", decimal(o.lr)},
+                                 {"warmup_epochs", o.warmup_epochs},
+                                 {"final_lr_factor", decimal(o.final_lr_factor)},
+                                 {"optimizer", name_of(o.optimizer)},
+                                 {"weight_decay", decimal(o.weight_decay)},
+                                 {"clip_norm", decimal(o.clip_norm)},
+                                 {"label_smoothing", decimal(o.label_smoothing)},
+                                 {"pad", o.augment_pad},
+                                 {"flip", o.augment_flip},
+                                 {"cutout", o.augment_cutout},
+                                 {"shuffle", o.shuffle},
+                                 {"fusions_off", o.fusions_off},
+                                 {"drain_every", o.drain_every},
+                                 {"cuda_graph", o.cuda_graph}};
+  if (o.optimizer == Optimizer::kSgd) {
+    json["momentum"] = decimal(o.momentum);
+    json["nesterov"] = o.nesterov;
+  } else {
+    json["beta1"] = decimal(o.beta1);
+    json["beta2"] = decimal(o.beta2);
+    json["adam_eps"] = decimal(o.adam_eps);
+  }
+  if (o.schedule == Schedule::kStep) {
+    json["step_epochs"] = o.step_epochs;
+    json["step_factor"] = decimal(o.step_factor);
+  }
+  return json;
 }
 
 }  // namespace kiln

@@ -22,16 +22,18 @@ struct TrainFlags {
   int drain_every = 0;  // steps, 0: by device
   bool no_nesterov = false, no_flip = false, no_cuda_graph = false;
   std::vector<std::string> fusions_off;
-  std::optional<double> epochs, warmup;
+  std::optional<double> epochs, warmup, step_epochs;
   std::optional<int> batch, pad, cutout;
-  std::optional<float> lr, momentum, weight_decay, label_smoothing;
-  std::optional<std::string> schedule;
+  std::optional<float> lr, momentum, weight_decay, label_smoothing, beta1, beta2, adam_eps, clip_norm;
+  std::optional<float> step_factor;
+  std::optional<std::string> schedule, optimizer;
 };
 
 void add_train_options(CLI::App& app, TrainFlags& flags);
 
-// The recipe that reaches the accuracy stated in docs/guide.md; an unknown network gets small_cnn's.
-TrainOptions recipe_for(const std::string& network);
+// The recipe that reaches the accuracy stated in docs/guide.md; an unknown network gets small_cnn's, a smooth
+// twin its network's. For adamw learning rate and weight decay are others.
+TrainOptions recipe_for(const std::string& network, Optimizer optimizer = Optimizer::kSgd);
 
 // Recipe and flags together, checked. Throws Error.
 TrainOptions make_train_options(const TrainFlags& flags, const std::string& network, const Device& device,

@@ -3,13 +3,24 @@
 #include <cstring>
 #include <set>
 
+#include "data/safetensors.h"
 #include "kernels/common/error.h"
-#include "nn/safetensors.h"
 
 namespace kiln {
 namespace {
 
-constexpr const char* kVelocitySuffix = ".velocity";
+// A tensor of the optimizer's state: what a parameter's name is followed by, and its slab.
+struct Moment {
+  const char* suffix;
+  Home home;
+};
+
+std::vector<Moment> moments(Optimizer optimizer) {
+  if (optimizer == Optimizer::kAdamw) {
+    return {{".exp_avg", Home::kVelocity}, {".exp_avg_sq", Home::kSecondMoment}};
+  }
+  return {{".velocity", Home::kVelocity}};
+}
 
 // The tensors of a file, taken by name; what is left over at the end is an error.
 class TensorTaker {
@@ -24,6 +35,8 @@ class TensorTaker {
     std::memcpy(values.data(), t.data.data(), t.data.size());
     return values;
   }
+
+  bool has(const std::string& name) const { return left_.contains(name); }
 
   int64_t take_i64(const std::string& name) {
     int64_t value;
@@ -82,28 +95,34 @@ void save_weights(const Network& network, const std::string& path) {
   write_safetensors(path, file);
 }
 
-void load_weights(Network* network, const std::string& path) {
+WeightTensors read_weights(const ParameterLayout& layout, const std::string& path) {
   TensorTaker file(path);
-  std::vector<NamedTensor> masters, statistics;
-  for (const Parameter& p : network->layout().parameters()) {
-    masters.push_back({p.name, p.shape, file.take_f32(p.name, p.shape)});
+  WeightTensors tensors;
+  for (const Parameter& p : layout.parameters()) {
+    tensors.parameters.push_back({p.name, p.shape, file.take_f32(p.name, p.shape)});
   }
-  for (const Statistic& s : network->layout().statistics()) {
-    statistics.push_back({s.name, {s.channels}, file.take_f32(s.name, {s.channels})});
+  for (const Statistic& s : layout.statistics()) {
+    tensors.statistics.push_back({s.name, {s.channels}, file.take_f32(s.name, {s.channels})});
   }
-  std::vector<int64_t> tracked;
-  for (const std::string& name : network->layout().trackers()) tracked.push_back(file.take_i64(name));
+  for (const std::string& name : layout.trackers()) tensors.tracked.push_back(file.take_i64(name));
   file.require_empty();
-  network->write_slab(Home::kMaster, masters);
-  network->write_statistics(statistics);
-  network->set_batches_tracked(std::move(tracked));
+  return tensors;
+}
+
+void load_weights(Network* network, const std::string& path) {
+  WeightTensors tensors = read_weights(network->layout(), path);
+  network->write_slab(Home::kMaster, tensors.parameters);
+  network->write_statistics(tensors.statistics);
+  network->set_batches_tracked(std::move(tensors.tracked));
 }
 
 void save_state(const Network& network, const RunPosition& position, const std::string& path) {
   SafeTensors file;
-  file.metadata = {{"format", "kiln_state"}};
-  for (const NamedTensor& t : network.read_slab(Home::kVelocity)) {
-    file.tensors.push_back(f32_tensor(t.name + kVelocitySuffix, t.shape, t.values));
+  file.metadata = {{"format", "kiln_state"}, {"optimizer", name_of(network.optimizer())}};
+  for (const Moment& moment : moments(network.optimizer())) {
+    for (const NamedTensor& t : network.read_slab(moment.home)) {
+      file.tensors.push_back(f32_tensor(t.name + moment.suffix, t.shape, t.values));
+    }
   }
   file.tensors.push_back(i64_tensor("step", position.step));
   file.tensors.push_back(i64_tensor("seed", static_cast<int64_t>(position.seed)));
@@ -115,9 +134,19 @@ void save_state(const Network& network, const RunPosition& position, const std::
 
 RunPosition load_state(Network* network, const std::string& path) {
   TensorTaker file(path);
-  std::vector<NamedTensor> velocity;
-  for (const Parameter& p : network->layout().parameters()) {
-    velocity.push_back({p.name, p.shape, file.take_f32(p.name + kVelocitySuffix, p.shape)});
+  const std::vector<Parameter>& parameters = network->layout().parameters();
+  const Optimizer ours = network->optimizer();
+  const Optimizer other = ours == Optimizer::kSgd ? Optimizer::kAdamw : Optimizer::kSgd;
+  if (file.has(parameters[0].name + moments(other)[0].suffix)) {
+    fail_usage(path + ": holds the state of " + name_of(other) + ", but this run's optimizer is " +
+               name_of(ours) + "; a run can only be continued with its own");
+  }
+  std::vector<std::vector<NamedTensor>> slabs;
+  for (const Moment& moment : moments(ours)) {
+    slabs.emplace_back();
+    for (const Parameter& p : parameters) {
+      slabs.back().push_back({p.name, p.shape, file.take_f32(p.name + moment.suffix, p.shape)});
+    }
   }
   const RunPosition position = {.step = file.take_i64("step"),
                                 .seed = static_cast<uint64_t>(file.take_i64("seed")),
@@ -126,7 +155,7 @@ RunPosition load_state(Network* network, const std::string& path) {
                                 .skipped = file.take_i64("skipped")};
   file.require_empty();
   if (position.step < 0) fail_usage(path + ": damaged: step " + std::to_string(position.step));
-  network->write_slab(Home::kVelocity, velocity);
+  for (size_t i = 0; i < slabs.size(); ++i) network->write_slab(moments(ours)[i].home, slabs[i]);
   return position;
 }
 

@@ -15,23 +15,20 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// The keys a layer type takes beside id, type and inputs.
-const std::map<std::string, std::vector<std::string>>& layer_keys() {
-  static const std::map<std::string, std::vector<std::string>> keys = {
-      {"conv2d", {"channels", "kernel", "stride", "padding", "bias"}},
-      {"batchnorm", {"eps", "momentum"}},
-      {"relu", {}},
-      {"add", {}},
-      {"max_pool2d", {"kernel", "stride", "padding"}},
-      {"global_avg_pool", {}},
-      {"flatten", {}},
-      {"linear", {"features", "bias"}}};
-  return keys;
+bool is_one_of(const std::string& type, std::initializer_list<const char*> types) {
+  return std::find(types.begin(), types.end(), type) != types.end();
+}
+bool is_pool(const std::string& type) { return is_one_of(type, {"max_pool2d", "avg_pool2d"}); }
+bool has_window(const std::string& type) {
+  return is_pool(type) || is_one_of(type, {"conv2d", "depthwise_conv2d"});
+}
+bool may_have_bias(const std::string& type) {
+  return is_one_of(type, {"conv2d", "depthwise_conv2d", "linear"});
 }
 
 std::vector<std::string> layer_types() {
   std::vector<std::string> names;
-  for (const auto& [name, keys] : layer_keys()) names.push_back(name);
+  for (const auto& [name, keys] : layer_type_keys()) names.push_back(name);
   return names;
 }
 
@@ -127,32 +124,30 @@ LayerDescription read_layer(const Json& json, size_t index, const std::string& n
   layer.id = LayerReader(json, place).text("id");
   const LayerReader untyped(json, "network '" + network + "': layer '" + layer.id + "'");
   layer.type = untyped.text("type");
-  const auto keys = layer_keys().find(layer.type);
-  if (keys == layer_keys().end()) untyped.fail(unknown_name_message("layer type", layer.type, layer_types()));
+  const auto keys = layer_type_keys().find(layer.type);
+  if (keys == layer_type_keys().end())
+    untyped.fail(unknown_name_message("layer type", layer.type, layer_types()));
 
   const LayerReader in(json, layer_name(network, layer));
   std::vector<std::string> known = {"id", "type", "inputs"};
   known.insert(known.end(), keys->second.begin(), keys->second.end());
   in.require_known(known);
   layer.inputs = read_inputs(in, previous);
-  if (layer.type == "conv2d" || layer.type == "max_pool2d") {
+  if (has_window(layer.type)) {
     in.at("kernel");
     in.pair("kernel", 1, &layer.kernel_h, &layer.kernel_w);
-    if (layer.type == "max_pool2d") {  // as PyTorch: the stride is the window's
+    if (is_pool(layer.type)) {  // as PyTorch: the stride is the window's
       layer.stride_h = layer.kernel_h;
       layer.stride_w = layer.kernel_w;
     }
     if (in.has("stride")) in.pair("stride", 1, &layer.stride_h, &layer.stride_w);
     if (in.has("padding")) in.pair("padding", 0, &layer.pad_h, &layer.pad_w);
   }
-  if (layer.type == "conv2d") {
-    layer.channels = in.integer("channels", in.at("channels"), 1);
-    layer.bias = in.boolean("bias", false);
+  if (layer.type == "conv2d") layer.channels = in.integer("channels", in.at("channels"), 1);
+  if (layer.type == "linear" && in.at("features") != "classes") {
+    layer.channels = in.integer("features", in.at("features"), 1);
   }
-  if (layer.type == "linear") {
-    if (in.at("features") != "classes") layer.channels = in.integer("features", in.at("features"), 1);
-    layer.bias = in.boolean("bias", true);
-  }
+  if (may_have_bias(layer.type)) layer.bias = in.boolean("bias", layer.type == "linear");
   layer.eps = in.real("eps", layer.eps);
   layer.momentum = in.real("momentum", layer.momentum);
   return layer;
@@ -163,13 +158,13 @@ Json pair_json(int h, int w) { return h == w ? Json(h) : Json({h, w}); }
 Json layer_json(const LayerDescription& layer) {
   Json json = {{"id", layer.id}, {"type", layer.type}, {"inputs", layer.inputs}};
   if (layer.type == "conv2d") json["channels"] = layer.channels;
-  if (layer.type == "conv2d" || layer.type == "max_pool2d") {
+  if (has_window(layer.type)) {
     json["kernel"] = pair_json(layer.kernel_h, layer.kernel_w);
     json["stride"] = pair_json(layer.stride_h, layer.stride_w);
     json["padding"] = pair_json(layer.pad_h, layer.pad_w);
   }
   if (layer.type == "linear") json["features"] = layer.channels ? Json(layer.channels) : Json("classes");
-  if (layer.type == "conv2d" || layer.type == "linear") json["bias"] = layer.bias;
+  if (may_have_bias(layer.type)) json["bias"] = layer.bias;
   if (layer.type == "batchnorm") {
     json["eps"] = layer.eps;
     json["momentum"] = layer.momentum;
@@ -178,6 +173,25 @@ Json layer_json(const LayerDescription& layer) {
 }
 
 }  // namespace
+
+const std::map<std::string, std::vector<std::string>>& layer_type_keys() {
+  static const std::map<std::string, std::vector<std::string>> keys = {
+      {"conv2d", {"channels", "kernel", "stride", "padding", "bias"}},
+      {"depthwise_conv2d", {"kernel", "stride", "padding", "bias"}},
+      {"batchnorm", {"eps", "momentum"}},
+      {"relu", {}},
+      {"relu6", {}},
+      {"gelu", {}},
+      {"silu", {}},
+      {"add", {}},
+      {"max_pool2d", {"kernel", "stride", "padding"}},
+      {"avg_pool2d", {"kernel", "stride", "padding"}},
+      {"global_max_pool", {}},
+      {"global_avg_pool", {}},
+      {"flatten", {}},
+      {"linear", {"features", "bias"}}};
+  return keys;
+}
 
 NetworkDescription parse_network(std::string_view text) {
   Json json;
@@ -188,9 +202,12 @@ NetworkDescription parse_network(std::string_view text) {
   }
   if (!json.is_object()) fail_usage("network description: must be an object with 'name' and 'layers'");
   const LayerReader in(json, "network description");
-  in.require_known({"name", "layers"});
+  in.require_known({"$schema", "name", "layers"});
   NetworkDescription network;
   network.name = in.text("name");
+  if (network.name.find('/') != std::string::npos) {
+    in.fail("'name' is '" + network.name + "', but must have no '/': run folders are called after it");
+  }
   const Json& layers = in.at("layers");
   if (!layers.is_array() || layers.empty()) in.fail("'layers' must be a list of at least one layer");
   std::string previous = kInputId;
@@ -216,10 +233,25 @@ std::vector<std::string> builtin_network_names() {
   return names;
 }
 
+NetworkDescription smooth_twin(const NetworkDescription& network) {
+  NetworkDescription twin = network;
+  twin.name += kSmoothSuffix;
+  for (LayerDescription& layer : twin.layers) {
+    if (is_one_of(layer.type, {"relu", "relu6"})) layer.type = "gelu";
+    if (layer.type == "max_pool2d") layer.type = "avg_pool2d";
+    if (layer.type == "global_max_pool") layer.type = "global_avg_pool";
+  }
+  return twin;
+}
+
 const NetworkDescription& builtin_network(const std::string& name) {
   static const std::map<std::string, NetworkDescription> networks = [] {
     std::map<std::string, NetworkDescription> parsed;
-    for (const EmbeddedModel& model : embedded_models()) parsed[model.name] = parse_network(model.json);
+    for (const EmbeddedModel& model : embedded_models()) {
+      const NetworkDescription network = parse_network(model.json);
+      parsed[model.name] = network;
+      parsed[std::string(model.name) + kSmoothSuffix] = smooth_twin(network);
+    }
     return parsed;
   }();
   const auto found = networks.find(name);

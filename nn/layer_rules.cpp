@@ -9,8 +9,8 @@ namespace {
 
 int inputs_wanted(const LayerDescription& layer) { return layer.type == "add" ? 2 : 1; }
 
-ElementwiseProblem elementwise(const ValueShape& shape, int n, DType dtype) {
-  return {.n = n, .h = shape.h, .w = shape.w, .c = shape.c, .dtype = dtype};
+bool is_activation(const std::string& type) {
+  return type == "relu" || type == "relu6" || type == "gelu" || type == "silu";
 }
 
 // A window of r x s must fit the padded image.
@@ -21,45 +21,55 @@ std::string window_needs(const LayerDescription& layer, const ValueShape& in) {
          std::to_string(layer.pad_w) + " needs a larger image";
 }
 
+// Of a problem that has a window, with `channels` out of it.
+template <class Problem>
+ValueShape window_shape(const Problem& p, int channels) {
+  return {.h = p.p(), .w = p.q(), .c = channels};
+}
+
+ValueShape windowed(const LayerDescription& layer, const ValueShape& in) {
+  if (const std::string needs = window_needs(layer, in); !needs.empty()) fail_usage(needs);
+  if (layer.type == "conv2d") {
+    return window_shape(conv2d_problem(layer, in, 1, DType::kF32), layer.channels);
+  }
+  if (layer.type == "depthwise_conv2d") {
+    return window_shape(depthwise_conv2d_problem(layer, in, 1, DType::kF32), in.c);
+  }
+  if (layer.type == "max_pool2d") return window_shape(max_pool2d_problem(layer, in, 1, DType::kF32), in.c);
+  return window_shape(avg_pool2d_problem(layer, in, 1, DType::kF32), in.c);
+}
+
 // The output's shape; throws Error with the rule alone (the caller names the layer).
 ValueShape output_shape(const LayerDescription& layer, const ValueShape& in, const ValueShape* second) {
-  if (layer.type == "conv2d") {
-    if (const std::string needs = window_needs(layer, in); !needs.empty()) fail_usage(needs);
-    const Conv2dProblem p = conv2d_problem(layer, in, 1, DType::kF32);
-    return {.h = p.p(), .w = p.q(), .c = p.k};
-  }
-  if (layer.type == "max_pool2d") {
-    if (const std::string needs = window_needs(layer, in); !needs.empty()) fail_usage(needs);
-    const MaxPool2dProblem p = max_pool2d_problem(layer, in, 1, DType::kF32);
-    return {.h = p.p(), .w = p.q(), .c = p.c};
-  }
-  if (layer.type == "batchnorm") {
-    if (in.from_h * in.from_w > 1) {
-      fail_usage(
-          "got a flattened image, but needs the image itself or single features: put it before the flatten");
-    }
-    batchnorm_problem(layer, in, 1, DType::kF32);
-    return in;
-  }
-  if (layer.type == "add") {
+  const std::string& type = layer.type;
+  if (is_activation(type)) return in;
+  if (type == "add") {
     if (!(in == *second))
       fail_usage("got " + in.str() + " and " + second->str() + ", but needs two equal shapes");
     return in;
   }
-  if (layer.type == "global_avg_pool") return {.c = in.c};
-  if (layer.type == "flatten") {
+  if (type == "flatten") {
     if (in.is_flat()) return in;
     if (in.elements() > 0x7fffffff) fail_usage("got " + in.str() + ", which is too large to flatten");
     return {.c = static_cast<int>(in.elements()), .from_h = in.h, .from_w = in.w};
   }
-  if (layer.type == "linear") {
+  if (type == "linear") {
     if (!in.is_flat())
-      fail_usage("got " + in.str() + ", but needs 1x1 images: put a flatten or global_avg_pool before it");
+      fail_usage("got " + in.str() + ", but needs 1x1 images: put a flatten or a global pool before it");
     linear_problem(layer, in, 1, DType::kF32);
     return {.c = layer.channels};
   }
-  if (layer.type != "relu") fail_usage("unknown layer type");
-  return in;
+  // Behind a flatten kiln's order of features is not PyTorch's; only a linear layer's weight is permuted.
+  if (in.from_h * in.from_w > 1) {
+    fail_usage(
+        "got a flattened image, but needs the image itself or single features: put it before the flatten");
+  }
+  if (type == "batchnorm") {
+    batchnorm_problem(layer, in, 1, DType::kF32);
+    return in;
+  }
+  if (type == "global_avg_pool" || type == "global_max_pool") return {.c = in.c};
+  return windowed(layer, in);
 }
 
 }  // namespace
@@ -160,20 +170,45 @@ BatchnormProblem batchnorm_problem(const LayerDescription& layer, const ValueSha
   return p;
 }
 
-MaxPool2dProblem max_pool2d_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype) {
-  const MaxPool2dProblem p = {.n = n,
-                              .h = in.h,
-                              .w = in.w,
-                              .c = in.c,
-                              .r = layer.kernel_h,
-                              .s = layer.kernel_w,
-                              .stride_h = layer.stride_h,
-                              .stride_w = layer.stride_w,
-                              .pad_h = layer.pad_h,
-                              .pad_w = layer.pad_w,
-                              .dtype = dtype};
+namespace {
+
+// What convolutions without channels of their own and pools have in common.
+template <class Problem>
+Problem window_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype) {
+  Problem p;
+  p.n = n;
+  p.h = in.h;
+  p.w = in.w;
+  p.c = in.c;
+  p.r = layer.kernel_h;
+  p.s = layer.kernel_w;
+  p.stride_h = layer.stride_h;
+  p.stride_w = layer.stride_w;
+  p.pad_h = layer.pad_h;
+  p.pad_w = layer.pad_w;
+  p.dtype = dtype;
+  if constexpr (requires { p.bias; }) p.bias = layer.bias;
   p.validate();
   return p;
+}
+
+}  // namespace
+
+DepthwiseConv2dProblem depthwise_conv2d_problem(const LayerDescription& layer, const ValueShape& in, int n,
+                                                DType dtype) {
+  return window_problem<DepthwiseConv2dProblem>(layer, in, n, dtype);
+}
+
+MaxPool2dProblem max_pool2d_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype) {
+  return window_problem<MaxPool2dProblem>(layer, in, n, dtype);
+}
+
+AvgPool2dProblem avg_pool2d_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype) {
+  return window_problem<AvgPool2dProblem>(layer, in, n, dtype);
+}
+
+GlobalMaxPoolProblem global_max_pool_problem(const ValueShape& in, int n, DType dtype) {
+  return {.n = n, .h = in.h, .w = in.w, .c = in.c, .dtype = dtype};
 }
 
 GlobalAvgPoolProblem global_avg_pool_problem(const ValueShape& in, int n, DType dtype) {
@@ -185,10 +220,5 @@ LinearProblem linear_problem(const LayerDescription& layer, const ValueShape& in
   p.validate();
   return p;
 }
-
-ReluProblem relu_problem(const ValueShape& shape, int n, DType dtype) {
-  return {elementwise(shape, n, dtype)};
-}
-AddProblem add_problem(const ValueShape& shape, int n, DType dtype) { return {elementwise(shape, n, dtype)}; }
 
 }  // namespace kiln

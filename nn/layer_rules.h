@@ -7,6 +7,7 @@
 #include "kernels/activation/activation.h"
 #include "kernels/batchnorm/batchnorm.h"
 #include "kernels/conv2d/conv2d.h"
+#include "kernels/depthwise_conv2d/depthwise_conv2d.h"
 #include "kernels/linear/linear.h"
 #include "kernels/pool2d/pool2d.h"
 #include "nn/description.h"
@@ -54,10 +55,17 @@ ShapedNetwork infer_shapes(const NetworkDescription& network, const ValueShape& 
 // The problems of a layer with this input, for n images. They validate.
 Conv2dProblem conv2d_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype);
 BatchnormProblem batchnorm_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype);
+DepthwiseConv2dProblem depthwise_conv2d_problem(const LayerDescription& layer, const ValueShape& in, int n,
+                                                DType dtype);
 MaxPool2dProblem max_pool2d_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype);
+AvgPool2dProblem avg_pool2d_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype);
+GlobalMaxPoolProblem global_max_pool_problem(const ValueShape& in, int n, DType dtype);
 GlobalAvgPoolProblem global_avg_pool_problem(const ValueShape& in, int n, DType dtype);
 LinearProblem linear_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype);
-ReluProblem relu_problem(const ValueShape& shape, int n, DType dtype);
-AddProblem add_problem(const ValueShape& shape, int n, DType dtype);
+// One of ReluProblem, Relu6Problem, GeluProblem, SiluProblem, AddProblem.
+template <class Problem>
+Problem elementwise_problem(const ValueShape& shape, int n, DType dtype) {
+  return {{.n = n, .h = shape.h, .w = shape.w, .c = shape.c, .dtype = dtype}};
+}
 
 }  // namespace kiln

@@ -3,6 +3,7 @@
 
 #include "kernels/augment/augment.h"
 #include "kernels/common/impl_choice.h"
+#include "nn/optimizer_options.h"
 #include "nn/parameters.h"
 #include "nn/step_list.h"
 
@@ -10,7 +11,8 @@ namespace kiln {
 
 // The rewrites that lower() may do. Each can be switched off by its name.
 struct Fusions {
-  bool bn_relu = true;  // a relu that alone reads a batchnorm becomes part of it, forward and backward
+  bool bn_act = true;       // an activation that alone reads a batchnorm becomes part of it, both ways
+  bool bn_residual = true;  // so does an add that alone reads it, with a relu or relu6 behind the add
   bool add_grad_alias =
       true;               // the gradients of an add's inputs are the gradient of its output, without a copy
   bool dgrad_acc = true;  // a conv2d's dgrad adds into the gradient that another consumer left there
@@ -29,8 +31,9 @@ struct LowerOptions {
   // caller writes the input and the labels.
   AugmentProblem augment{.m = 0};
   float label_smoothing = 0;
-  float momentum = 0, weight_decay = 0;
-  bool nesterov = false;
+  OptimizerOptions optimizer = {};
+  // Without, inference ends at the logits: it reads no labels, and gives no loss and no StepRecord.
+  bool loss = true;
   uint32_t ring_capacity = 1;  // StepRecords
 };
 

@@ -1,5 +1,6 @@
 // The backward half of lower(): layers in reverse, each giving gradients to its inputs. The first
-// contribution to a value's gradient is the gradient; a later one is added.
+// contribution to a value's gradient is the gradient; a later one is added. A batchnorm that absorbed an add
+// is done in that add's place.
 #include "nn/lowering.h"
 
 namespace kiln {
@@ -13,7 +14,7 @@ class Backward {
         needed_(l_.network.shapes.size(), false) {
     for (int i = 0; i < l_.network.layers(); ++i) {
       const std::string& type = l_.network.layer(i).type;
-      bool needed = type == "conv2d" || type == "linear" || type == "batchnorm";
+      bool needed = type == "conv2d" || type == "depthwise_conv2d" || type == "linear" || type == "batchnorm";
       for (int value : l_.network.inputs[i]) needed = needed || needed_[value];
       needed_[i + 1] = needed;
     }
@@ -53,7 +54,7 @@ class Backward {
     }
     const int sum = new_gradient(value, ".dy_sum");
     l_.steps.emit<AddFwd>(Phase::kBackward, l_.value_name(value),
-                          add_problem(l_.network.shapes[value], n(), dtype()),
+                          elementwise_problem<AddProblem>(l_.network.shapes[value], n(), dtype()),
                           {gradient_[value], buffer, sum});
     gradient_[value] = sum;
   }
@@ -83,6 +84,18 @@ class Backward {
     contribute(input(), dx);
   }
 
+  void depthwise_conv2d() {
+    const LayerDescription& layer = l_.network.layer(layer_);
+    const DepthwiseConv2dProblem p = depthwise_conv2d_problem(layer, l_.network.in(layer_), n(), dtype());
+    l_.steps.emit<DepthwiseConv2dWgrad>(
+        Phase::kBackward, layer.id, p,
+        {dy(), l_.input_buffer(layer_), l_.weight_gradient(layer_), l_.bias_gradient(layer_)});
+    if (!needed_[input()]) return;
+    const int dx = contribution(input());
+    l_.steps.emit<DepthwiseConv2dDgrad>(Phase::kBackward, layer.id, p, {dy(), l_.weight(layer_), dx});
+    contribute(input(), dx);
+  }
+
   void linear() {
     const LayerDescription& layer = l_.network.layer(layer_);
     const LinearProblem p = linear_problem(layer, l_.network.in(layer_), n(), dtype());
@@ -95,13 +108,20 @@ class Backward {
     contribute(input(), dx);
   }
 
-  void batchnorm() {
-    const Lowering::Saved& saved = l_.saved[layer_];
-    const int dx = contribution(input());
-    l_.steps.emit<BatchnormBwd>(Phase::kBackward, l_.batchnorm_name(layer_), l_.batchnorm(layer_),
-                                {dy(), l_.input_buffer(layer_), l_.gamma(layer_), l_.beta(layer_), saved.mean,
-                                 saved.rstd, dx, l_.weight_gradient(layer_), l_.bias_gradient(layer_)});
-    contribute(input(), dx);
+  // The batchnorm `i` with what it absorbed; dy() is the gradient of the last of these.
+  void batchnorm(int i) {
+    const Lowering::Saved& saved = l_.saved[i];
+    const Lowering::Absorbed& absorbed = l_.absorbed[i];
+    const BatchnormProblem p = l_.batchnorm(i);
+    const int in = l_.network.inputs[i][0];
+    const int dx = contribution(in);
+    const int dresidual = p.masked() ? contribution(absorbed.residual) : kNoBuffer;
+    l_.steps.emit<BatchnormBwd>(Phase::kBackward, l_.batchnorm_name(i), p,
+                                {dy(), l_.input_buffer(i), l_.gamma(i), l_.beta(i), saved.mean, saved.rstd,
+                                 saved.mask, dx, l_.weight_gradient(i), l_.bias_gradient(i), dresidual});
+    const int gradient = dy();
+    contribute(in, dx);
+    if (p.residual) contribute(absorbed.residual, p.masked() ? dresidual : gradient);
   }
 
   void add() {
@@ -112,33 +132,61 @@ class Backward {
       return;
     }
     const int da = contribution(input(0)), db = contribution(input(1));
-    l_.steps.emit<AddBwd>(Phase::kBackward, l_.id(layer_), add_problem(l_.network.in(layer_), n(), dtype()),
+    l_.steps.emit<AddBwd>(Phase::kBackward, l_.id(layer_),
+                          elementwise_problem<AddProblem>(l_.network.in(layer_), n(), dtype()),
                           {dy(), da, db});
     contribute(input(0), da);
     contribute(input(1), db);
   }
 
-  void backward_layer() {
+  // `saved`: the output or the input, as the pass wants.
+  template <class Pass>
+  void activation(int saved) {
+    const auto p = elementwise_problem<typename Pass::Problem>(l_.network.in(layer_), n(), dtype());
+    const int dx = contribution(input());
+    l_.steps.emit<Pass>(Phase::kBackward, l_.id(layer_), p, {dy(), saved, dx});
+    contribute(input(), dx);
+  }
+
+  void pool() {
     const LayerDescription& layer = l_.network.layer(layer_);
     const ValueShape& in = l_.network.in(layer_);
-    if (layer.type == "conv2d") return conv2d();
-    if (layer.type == "linear") return linear();
-    if (layer.type == "batchnorm") return batchnorm();
-    if (layer.type == "add") return add();
-    if (layer.type == "flatten" || l_.absorbed[layer_]) return contribute(input(), dy());
     const int dx = contribution(input());
-    if (layer.type == "relu") {
-      l_.steps.emit<ReluBwd>(Phase::kBackward, layer.id, relu_problem(in, n(), dtype()),
-                             {dy(), l_.output_buffer(layer_), dx});
-    } else if (layer.type == "max_pool2d") {
+    if (layer.type == "max_pool2d") {
       MaxPool2dProblem p = max_pool2d_problem(layer, in, n(), dtype());
       p.arg = PoolArg::kArg8;
       l_.steps.emit<MaxPool2dBwd>(Phase::kBackward, layer.id, p, {dy(), l_.saved[layer_].arg, dx});
+    } else if (layer.type == "avg_pool2d") {
+      l_.steps.emit<AvgPool2dBwd>(Phase::kBackward, layer.id, avg_pool2d_problem(layer, in, n(), dtype()),
+                                  {dy(), dx});
+    } else if (layer.type == "global_max_pool") {
+      GlobalMaxPoolProblem p = global_max_pool_problem(in, n(), dtype());
+      p.arg = true;
+      l_.steps.emit<GlobalMaxPoolBwd>(Phase::kBackward, layer.id, p, {dy(), l_.saved[layer_].arg, dx});
     } else {
       l_.steps.emit<GlobalAvgPoolBwd>(Phase::kBackward, layer.id, global_avg_pool_problem(in, n(), dtype()),
                                       {dy(), dx});
     }
     contribute(input(), dx);
+  }
+
+  void backward_layer() {
+    const std::string& type = l_.network.layer(layer_).type;
+    if (l_.absorbed[layer_].add >= 0) return;  // done where its add was
+    if (l_.absorbed_by[layer_] >= 0) {
+      return type == "add" ? batchnorm(l_.absorbed_by[layer_]) : contribute(input(), dy());
+    }
+    if (type == "flatten") return contribute(input(), dy());
+    if (type == "conv2d") return conv2d();
+    if (type == "depthwise_conv2d") return depthwise_conv2d();
+    if (type == "linear") return linear();
+    if (type == "batchnorm") return batchnorm(layer_);
+    if (type == "add") return add();
+    if (type == "relu") return activation<ReluBwd>(l_.output_buffer(layer_));
+    if (type == "relu6") return activation<Relu6Bwd>(l_.output_buffer(layer_));
+    if (type == "gelu") return activation<GeluBwd>(l_.input_buffer(layer_));
+    if (type == "silu") return activation<SiluBwd>(l_.input_buffer(layer_));
+    pool();
   }
 
   Lowering& l_;

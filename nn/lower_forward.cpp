@@ -1,4 +1,4 @@
-// The forward half of lower(): layers in order, one step each unless fused or a view.
+// The forward half of lower(): layers in order, one step each unless absorbed or a view.
 #include "nn/lowering.h"
 
 namespace kiln {
@@ -28,51 +28,67 @@ int Lowering::running(int layer, bool mean) {
   return steps.buffer(s.name, Home::kStatistics, s.offset * sizeof(float), s.channels * sizeof(float));
 }
 
-int Lowering::absorbed_relu(int layer) const {
-  const std::vector<int>& consumers = network.consumers[layer + 1];
-  return consumers.size() == 1 && absorbed[consumers[0]] ? consumers[0] : -1;
-}
-
-BatchnormProblem Lowering::batchnorm(int layer) const {
-  BatchnormProblem p =
-      batchnorm_problem(network.layer(layer), network.in(layer), options.batch, options.dtype);
-  p.relu = absorbed_relu(layer) >= 0;
-  return p;
-}
-
-std::string Lowering::batchnorm_name(int layer) const {
-  const int relu = absorbed_relu(layer);
-  return relu < 0 ? id(layer) : id(layer) + " + " + id(relu);
-}
-
 namespace {
 
-void forward_batchnorm(Lowering* l, int i) {
+// The batchnorm `i` with what it absorbed, into y.
+void forward_batchnorm(Lowering* l, int i, int y) {
   StepBuilder& s = l->steps;
   const BatchnormProblem p = l->batchnorm(i);
-  const int x = l->input_buffer(i), y = l->output_buffer(i);
+  const int x = l->input_buffer(i), gamma = l->gamma(i), beta = l->beta(i);
+  const int mean = l->running(i, true), var = l->running(i, false);
+  const int residual = p.residual ? l->value_buffer[l->absorbed[i].residual] : kNoBuffer;
   if (!l->options.training) {
     s.emit<BatchnormFwdInfer>(Phase::kForward, l->batchnorm_name(i), p,
-                              {x, l->gamma(i), l->beta(i), l->running(i, true), l->running(i, false), y});
+                              {x, gamma, beta, mean, var, residual, y});
     return;
   }
-  l->saved[i].mean = s.arena(l->id(i) + ".saved_mean", sizeof(float) * p.c);
-  l->saved[i].rstd = s.arena(l->id(i) + ".saved_rstd", sizeof(float) * p.c);
+  Lowering::Saved& saved = l->saved[i];
+  saved.mean = s.arena(l->id(i) + ".saved_mean", sizeof(float) * p.c);
+  saved.rstd = s.arena(l->id(i) + ".saved_rstd", sizeof(float) * p.c);
+  if (p.masked()) {
+    saved.mask = s.arena(l->id(i) + ".mask", static_cast<size_t>(p.per_channel()) * p.mask_bytes_per_pixel());
+  }
   s.emit<BatchnormFwdTrain>(Phase::kForward, l->batchnorm_name(i), p,
-                            {x, l->gamma(i), l->beta(i), l->running(i, true), l->running(i, false), y,
-                             l->saved[i].mean, l->saved[i].rstd});
+                            {x, gamma, beta, residual, mean, var, y, saved.mean, saved.rstd, saved.mask});
 }
 
-void forward_max_pool(Lowering* l, int i) {
-  MaxPool2dProblem p =
-      max_pool2d_problem(l->network.layer(i), l->network.in(i), l->options.batch, l->options.dtype);
-  int& arg = l->saved[i].arg;
-  if (l->options.training) {
-    p.arg = PoolArg::kArg8;
-    arg = l->steps.arena(l->id(i) + ".arg", static_cast<size_t>(p.n) * l->network.out(i).elements());
-    l->steps.list().kinks[l->id(i) + ".arg"] = arg;
+// The buffer for the positions that a max pool saves.
+int new_arg(Lowering* l, int i, size_t bytes_each) {
+  const size_t outputs = static_cast<size_t>(l->options.batch) * l->network.out(i).elements();
+  const std::string name = l->id(i) + ".arg";
+  const int arg = l->steps.arena(name, outputs * bytes_each);
+  l->steps.list().kinks[name] = {Kink::Kind::kArg, arg};
+  return l->saved[i].arg = arg;
+}
+
+void forward_pool(Lowering* l, int i) {
+  StepBuilder& s = l->steps;
+  const LayerDescription& layer = l->network.layer(i);
+  const ValueShape& in = l->network.in(i);
+  const int n = l->options.batch, x = l->input_buffer(i), y = l->output_buffer(i);
+  const DType dtype = l->options.dtype;
+  const bool training = l->options.training;
+  if (layer.type == "max_pool2d") {
+    MaxPool2dProblem p = max_pool2d_problem(layer, in, n, dtype);
+    if (training) p.arg = PoolArg::kArg8;
+    s.emit<MaxPool2dFwd>(Phase::kForward, layer.id, p, {x, y, training ? new_arg(l, i, 1) : kNoBuffer});
+  } else if (layer.type == "avg_pool2d") {
+    s.emit<AvgPool2dFwd>(Phase::kForward, layer.id, avg_pool2d_problem(layer, in, n, dtype), {x, y});
+  } else if (layer.type == "global_max_pool") {
+    GlobalMaxPoolProblem p = global_max_pool_problem(in, n, dtype);
+    p.arg = training;
+    s.emit<GlobalMaxPoolFwd>(Phase::kForward, layer.id, p,
+                             {x, y, training ? new_arg(l, i, sizeof(int32_t)) : kNoBuffer});
+  } else {
+    s.emit<GlobalAvgPoolFwd>(Phase::kForward, layer.id, global_avg_pool_problem(in, n, dtype), {x, y});
   }
-  l->steps.emit<MaxPool2dFwd>(Phase::kForward, l->id(i), p, {l->input_buffer(i), l->output_buffer(i), arg});
+}
+
+template <class Pass>
+void forward_activation(Lowering* l, int i) {
+  const auto p =
+      elementwise_problem<typename Pass::Problem>(l->network.in(i), l->options.batch, l->options.dtype);
+  l->steps.emit<Pass>(Phase::kForward, l->id(i), p, {l->input_buffer(i), l->output_buffer(i)});
 }
 
 void forward_layer(Lowering* l, int i) {
@@ -85,33 +101,30 @@ void forward_layer(Lowering* l, int i) {
   if (layer.type == "conv2d") {
     s.emit<Conv2dFwd>(Phase::kForward, layer.id, conv2d_problem(layer, in, n, dtype),
                       {x, l->weight(i), l->bias(i), y});
+  } else if (layer.type == "depthwise_conv2d") {
+    s.emit<DepthwiseConv2dFwd>(Phase::kForward, layer.id, depthwise_conv2d_problem(layer, in, n, dtype),
+                               {x, l->weight(i), l->bias(i), y});
   } else if (layer.type == "linear") {
     s.emit<LinearFwd>(Phase::kForward, layer.id, linear_problem(layer, in, n, dtype),
                       {x, l->weight(i), l->bias(i), y});
   } else if (layer.type == "batchnorm") {
-    forward_batchnorm(l, i);
+    forward_batchnorm(l, i, y);
   } else if (layer.type == "relu") {
-    s.emit<ReluFwd>(Phase::kForward, layer.id, relu_problem(in, n, dtype), {x, y});
-    s.list().kinks[layer.id + ".y"] = y;
+    forward_activation<ReluFwd>(l, i);
+    s.list().kinks[layer.id + ".y"] = {Kink::Kind::kRelu, y};
+  } else if (layer.type == "relu6") {
+    forward_activation<Relu6Fwd>(l, i);
+    s.list().kinks[layer.id + ".y"] = {Kink::Kind::kRelu6, y};
+  } else if (layer.type == "gelu") {
+    forward_activation<GeluFwd>(l, i);
+  } else if (layer.type == "silu") {
+    forward_activation<SiluFwd>(l, i);
   } else if (layer.type == "add") {
-    s.emit<AddFwd>(Phase::kForward, layer.id, add_problem(in, n, dtype), {x, l->input_buffer(i, 1), y});
-  } else if (layer.type == "max_pool2d") {
-    forward_max_pool(l, i);
-  } else if (layer.type == "global_avg_pool") {
-    s.emit<GlobalAvgPoolFwd>(Phase::kForward, layer.id, global_avg_pool_problem(in, n, dtype), {x, y});
+    s.emit<AddFwd>(Phase::kForward, layer.id, elementwise_problem<AddProblem>(in, n, dtype),
+                   {x, l->input_buffer(i, 1), y});
+  } else {
+    forward_pool(l, i);
   }
-}
-
-// True where the implementations that a batchnorm alone would get also take it with a ReLU: a fusion does not
-// overrule the user's choice (the vendor's batchnorm takes none).
-bool offers_relu(const Lowering& l, int batchnorm) {
-  const BatchnormProblem plain = l.batchnorm(batchnorm);
-  BatchnormProblem fused = plain;
-  fused.relu = true;
-  const std::string& id = l.id(batchnorm);
-  if (!l.options.training) return l.steps.offers<BatchnormFwdInfer>(id, plain, fused);
-  return l.steps.offers<BatchnormFwdTrain>(id, plain, fused) &&
-         l.steps.offers<BatchnormBwd>(id, plain, fused);
 }
 
 }  // namespace
@@ -119,18 +132,21 @@ bool offers_relu(const Lowering& l, int batchnorm) {
 void lower_forward(Lowering* l) {
   const ShapedNetwork& network = l->network;
   for (int i = 0; i < network.layers(); ++i) {
-    const int input = network.inputs[i][0];
-    l->absorbed[i] = l->options.fusions.bn_relu && network.layer(i).type == "relu" && input > 0 &&
-                     network.layer(input - 1).type == "batchnorm" && network.consumers[input].size() == 1 &&
-                     offers_relu(*l, input - 1);
-  }
-  for (int i = 0; i < network.layers(); ++i) {
-    if (network.layer(i).type == "flatten" || l->absorbed[i]) {  // a view of its input
+    const std::string& type = network.layer(i).type;
+    const int batchnorm = l->absorbed_by[i];
+    // A batchnorm that absorbed an add waits for it: there the residual is ready.
+    if (l->absorbed[i].add >= 0) continue;
+    if (type == "flatten" || (batchnorm >= 0 && type != "add")) {  // a view of its input
       l->value_buffer[i + 1] = l->input_buffer(i);
       continue;
     }
-    l->value_buffer[i + 1] = l->value_buffer_of(l->id(i) + ".y", i + 1);
-    forward_layer(l, i);
+    const int y = l->value_buffer[i + 1] = l->value_buffer_of(l->id(i) + ".y", i + 1);
+    if (batchnorm >= 0) {
+      l->value_buffer[batchnorm + 1] = y;
+      forward_batchnorm(l, batchnorm, y);
+    } else {
+      forward_layer(l, i);
+    }
   }
 }
 

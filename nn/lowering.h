@@ -13,9 +13,17 @@ struct Lowering {
   StepBuilder steps;
 
   std::vector<int> value_buffer;  // a value
-  std::vector<bool> absorbed;     // a layer: a relu that its batchnorm does
+  // A layer: the batchnorm that does it too, -1: none. Absorbed are activations and adds.
+  std::vector<int> absorbed_by;
+  // What a batchnorm does beside itself: the layers it absorbed, -1 for none.
+  struct Absorbed {
+    int add = -1;
+    int residual = -1;  // the value that the add joins to the batchnorm's
+    int act = -1;
+  };
+  std::vector<Absorbed> absorbed;  // a layer
   struct Saved {
-    int mean = kNoBuffer, rstd = kNoBuffer, arg = kNoBuffer;
+    int mean = kNoBuffer, rstd = kNoBuffer, mask = kNoBuffer, arg = kNoBuffer;
   };
   std::vector<Saved> saved;  // a layer: what its backward needs
 
@@ -35,17 +43,19 @@ struct Lowering {
   int beta(int layer) { return parameter(layer, false, Home::kMaster, ""); }
   int running(int layer, bool mean);
 
-  // The batchnorm's problem, with ReLU where its relu is absorbed.
-  BatchnormProblem batchnorm(int layer) const;
-  // The relu layer that `layer`, a batchnorm, does too; -1: none.
-  int absorbed_relu(int layer) const;
-  std::string batchnorm_name(int layer) const;  // "bn1 + relu"
+  // The batchnorm's problem with what it would absorb, and with what it has absorbed.
+  BatchnormProblem batchnorm(int layer, const Absorbed& with) const;
+  BatchnormProblem batchnorm(int layer) const { return batchnorm(layer, absorbed[layer]); }
+  std::string batchnorm_name(int layer) const;  // "bn2 + add + relu"
 
  private:
   int parameter(int layer, bool weight, Home home, const char* suffix);
 };
 
+void decide_fusions(Lowering* lowering);  // fills absorbed_by and absorbed
 void lower_forward(Lowering* lowering);
 void lower_backward(Lowering* lowering, int logits_gradient);
+void lower_update(Lowering* lowering);
+void lower_finish(Lowering* lowering, int norm);  // norm: buffer of the gradient norm, or kNoBuffer
 
 }  // namespace kiln

@@ -6,8 +6,12 @@
 
 namespace kiln {
 
-Network::Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64_t seed)
-    : backend_(backend), shaped_(std::move(shaped)), layout_(shaped_), precision_(precision) {
+Network::Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64_t seed, Optimizer optimizer)
+    : backend_(backend),
+      shaped_(std::move(shaped)),
+      layout_(shaped_),
+      precision_(precision),
+      optimizer_(optimizer) {
   if (precision != DType::kF32 && precision != DType::kBF16) {
     fail_usage(std::string("precision ") + name_of(precision) + ": training takes fp32 or bf16");
   }
@@ -18,6 +22,7 @@ Network::Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64
   masters_ = backend->allocate(bytes);
   gradients_ = backend->allocate(bytes);
   velocity_ = backend->allocate(bytes);
+  if (optimizer == Optimizer::kAdamw) second_moment_ = backend->allocate(bytes);
   statistics_ = backend->allocate(layout_.statistics_elements() * sizeof(float));
   if (precision == DType::kBF16) weights_ = backend->allocate(layout_.slab_elements() * sizeof(uint16_t));
   upload_masters(layout_.initial_parameters(seed));
@@ -42,9 +47,13 @@ void* Network::slab(Home home) const {
       return gradients_.get();
     case Home::kVelocity:
       return velocity_.get();
+    case Home::kSecondMoment:
+      if (second_moment_) return second_moment_.get();
+      break;
     default:
-      fail_failure("not a parameter slab");
+      break;
   }
+  fail_failure("not a parameter slab of this network");
 }
 
 void Network::set_bases(Bases* bases) const {
@@ -53,6 +62,7 @@ void Network::set_bases(Bases* bases) const {
   set(Home::kWeights, weights_ ? weights_.get() : masters_.get());
   set(Home::kGradients, gradients_.get());
   set(Home::kVelocity, velocity_.get());
+  set(Home::kSecondMoment, second_moment_.get());
   set(Home::kStatistics, statistics_.get());
 }
 

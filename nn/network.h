@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "nn/backend.h"
+#include "nn/optimizer_options.h"
 #include "nn/parameters.h"
 #include "nn/step_list.h"
 
@@ -20,16 +21,20 @@ struct NamedTensor {
 
 class Network {
  public:
-  // Allocates the slabs and draws the initial weights. `precision` is fp32 or bf16.
-  Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64_t seed);
+  // Allocates the slabs and draws the initial weights. `precision` is fp32 or bf16; `optimizer` decides which
+  // state there is room for.
+  Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64_t seed,
+          Optimizer optimizer = Optimizer::kSgd);
 
   const ShapedNetwork& shaped() const { return shaped_; }
   const ParameterLayout& layout() const { return layout_; }
   DType precision() const { return precision_; }
+  Optimizer optimizer() const { return optimizer_; }
   // Fills in the homes of parameters, gradients, optimizer state and statistics.
   void set_bases(Bases* bases) const;
 
-  // One of kMaster, kGradients, kVelocity, in the order of layout().parameters().
+  // One of kMaster, kGradients, kVelocity and, for adamw, kSecondMoment, in the order of
+  // layout().parameters().
   std::vector<NamedTensor> read_slab(Home home) const;
   // `tensors` in that order, with those shapes. kMaster also renews the bf16 copy.
   void write_slab(Home home, const std::vector<NamedTensor>& tensors);
@@ -48,7 +53,10 @@ class Network {
   ShapedNetwork shaped_;
   ParameterLayout layout_;
   DType precision_;
-  Memory masters_, weights_, gradients_, velocity_, statistics_;  // weights_: bf16 only
+  Optimizer optimizer_;
+  Memory masters_, gradients_, velocity_, statistics_;
+  Memory weights_;        // bf16 only
+  Memory second_moment_;  // adamw only
   std::vector<int64_t> batches_tracked_;
 };
 

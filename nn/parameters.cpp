@@ -26,6 +26,12 @@ void for_each_element(const Parameter& p, const Visit& visit) {
         }
       }
     }
+  } else if (p.kind == ParameterKind::kDepthwiseWeight) {  // [C,1,R,S] <-> RSC
+    const int64_t channels = p.shape[0], taps = p.shape[2] * p.shape[3];
+    size_t torch = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap) visit(torch++, tap * channels + c);
+    }
   } else if (p.kind ==
              ParameterKind::kLinearWeight) {  // features (channel, row, column) <-> (row, column, channel)
     const int64_t pixels = int64_t{1} * p.from_h * p.from_w, channels = p.shape[1] / pixels;
@@ -58,22 +64,29 @@ void ParameterLayout::add(int layer, const std::string& name, ParameterKind kind
       {.name = name, .layer = layer, .kind = kind, .shape = std::move(shape), .bound = bound});
 }
 
+void ParameterLayout::add_weights(int index, const LayerDescription& layer, ParameterKind kind,
+                                  std::vector<int64_t> shape, int from_h, int from_w) {
+  double fan_in = 1;  // products that one output sums
+  for (size_t i = 1; i < shape.size(); ++i) fan_in *= static_cast<double>(shape[i]);
+  const double bound = 1.0 / std::sqrt(fan_in);
+  const int64_t outputs = shape[0];
+  add(index, layer.id + ".weight", kind, std::move(shape), bound);
+  parameters_.back().from_h = from_h;
+  parameters_.back().from_w = from_w;
+  if (layer.bias) add(index, layer.id + ".bias", ParameterKind::kBias, {outputs}, bound);
+}
+
 ParameterLayout::ParameterLayout(const ShapedNetwork& network) {
   for (int i = 0; i < network.layers(); ++i) {
     const LayerDescription& layer = network.layer(i);
     const ValueShape& in = network.in(i);
-    if (layer.type == "conv2d" || layer.type == "linear") {
-      const bool conv = layer.type == "conv2d";
-      const double bound = 1.0 / std::sqrt(1.0 * in.c * (conv ? layer.kernel_h * layer.kernel_w : 1));
-      std::vector<int64_t> shape = {layer.channels, in.c};
-      if (conv) shape.insert(shape.end(), {layer.kernel_h, layer.kernel_w});
-      add(i, layer.id + ".weight", conv ? ParameterKind::kConvWeight : ParameterKind::kLinearWeight, shape,
-          bound);
-      if (!conv) {
-        parameters_.back().from_h = in.from_h;
-        parameters_.back().from_w = in.from_w;
-      }
-      if (layer.bias) add(i, layer.id + ".bias", ParameterKind::kBias, {layer.channels}, bound);
+    if (layer.type == "conv2d") {
+      add_weights(i, layer, ParameterKind::kConvWeight,
+                  {layer.channels, in.c, layer.kernel_h, layer.kernel_w});
+    } else if (layer.type == "depthwise_conv2d") {
+      add_weights(i, layer, ParameterKind::kDepthwiseWeight, {in.c, 1, layer.kernel_h, layer.kernel_w});
+    } else if (layer.type == "linear") {
+      add_weights(i, layer, ParameterKind::kLinearWeight, {layer.channels, in.c}, in.from_h, in.from_w);
     } else if (layer.type == "batchnorm") {
       add(i, layer.id + ".weight", ParameterKind::kGamma, {in.c}, 0);
       add(i, layer.id + ".bias", ParameterKind::kBeta, {in.c}, 0);

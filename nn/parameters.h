@@ -9,18 +9,21 @@
 
 namespace kiln {
 
-enum class ParameterKind { kConvWeight, kLinearWeight, kBias, kGamma, kBeta };
+enum class ParameterKind { kConvWeight, kDepthwiseWeight, kLinearWeight, kBias, kGamma, kBeta };
 
 struct Parameter {
   std::string name;  // "<layer id>.weight", "<layer id>.bias"
   int layer = 0;
   ParameterKind kind{};
-  std::vector<int64_t> shape;  // PyTorch's: conv OIHW, linear [out, in], else [channels]
+  std::vector<int64_t> shape;  // PyTorch's: conv OIHW (depthwise: I = 1), linear [out, in], else [channels]
   int from_h = 1, from_w = 1;  // linear behind a flatten: the image's height and width
   double bound = 0;            // of the uniform initial distribution, 0: constant (gamma 1, beta 0)
   size_t offset = 0;           // elements from the slab's start
   long long count() const;
-  bool decayed() const { return kind == ParameterKind::kConvWeight || kind == ParameterKind::kLinearWeight; }
+  bool decayed() const {  // a conv or linear weight
+    return kind == ParameterKind::kConvWeight || kind == ParameterKind::kDepthwiseWeight ||
+           kind == ParameterKind::kLinearWeight;
+  }
 };
 
 // running_mean and running_var of a batchnorm, in a slab of their own.
@@ -62,6 +65,9 @@ class ParameterLayout {
 
  private:
   void add(int layer, const std::string& name, ParameterKind kind, std::vector<int64_t> shape, double bound);
+  // The weight, and the bias where the layer has one; shape[0] counts the outputs.
+  void add_weights(int index, const LayerDescription& layer, ParameterKind kind, std::vector<int64_t> shape,
+                   int from_h = 1, int from_w = 1);
   std::vector<Parameter> parameters_;
   std::vector<Statistic> statistics_;
   std::vector<std::string> trackers_;

@@ -1,6 +1,7 @@
 #include "nn/probe.h"
 
 #include <cfloat>
+#include <cmath>
 
 #include "kernels/common/error.h"
 #include "kernels/common/step_state.h"
@@ -16,9 +17,18 @@ LowerOptions lower_options(int batch, const StepProbe::Options& o) {
           .fusions = Fusions::without(o.fusions_off),
           .impl = o.impl,
           .label_smoothing = o.label_smoothing,
-          .momentum = o.momentum,
-          .weight_decay = o.weight_decay,
-          .nesterov = o.nesterov};
+          .optimizer = o.optimizer};
+}
+
+bool passes(Kink::Kind kind, float y) { return y > 0 && (kind != Kink::Kind::kRelu6 || y < 6); }
+
+// The nearest output to y that passes, or does not.
+float moved(Kink::Kind kind, float y, bool pass, DType dtype) {
+  if (passes(kind, y) == pass) return y;
+  const bool low = kind == Kink::Kind::kRelu || !(y > 3);
+  if (!pass) return low ? 0.0f : 6.0f;
+  if (low) return FLT_MIN;
+  return dtype == DType::kF32 ? std::nextafter(6.0f, 0.0f) : 5.96875f;  // bf16's neighbour of 6
 }
 
 void replace(const StepProbe::Tensors& with, std::vector<NamedTensor>* tensors, size_t* used) {
@@ -46,7 +56,8 @@ StepProbe::StepProbe(const NetworkDescription& network, const ValueShape& input,
                      const Device& device, const Options& options)
     : dtype_(options.precision),
       backend_(make_backend(device)),
-      network_(backend_.get(), infer_shapes(network, input, classes), options.precision, options.seed),
+      network_(backend_.get(), infer_shapes(network, input, classes), options.precision, options.seed,
+               options.optimizer.kind),
       program_(backend_.get(),
                lower(network_.shaped(), network_.layout(), backend_->device(), lower_options(batch, options)),
                /*keep_all=*/true),
@@ -135,13 +146,13 @@ std::vector<float> StepProbe::activation(const std::string& id) const {
 
 StepProbe::Kinks StepProbe::kinks() const {
   Kinks kinks;
-  for (const auto& [name, buffer] : program_.list().kinks) {
+  for (const auto& [name, kink] : program_.list().kinks) {
     std::vector<uint8_t>& bytes = kinks[name];
-    if (name.ends_with(".arg")) {
-      bytes.resize(program_.list().buffers[buffer].bytes);
-      backend_->download(bytes.data(), program_.address(buffer), bytes.size());
+    if (kink.kind == Kink::Kind::kArg) {
+      bytes.resize(program_.list().buffers[kink.buffer].bytes);
+      backend_->download(bytes.data(), program_.address(kink.buffer), bytes.size());
     } else {
-      for (float y : read(buffer)) bytes.push_back(y > 0 ? 1 : 0);
+      for (float y : read(kink.buffer)) bytes.push_back(passes(kink.kind, y) ? 1 : 0);
     }
   }
   return kinks;
@@ -151,16 +162,16 @@ void StepProbe::impose_kinks(const Kinks& kinks) {
   for (const auto& [name, bytes] : kinks) {
     const auto found = program_.list().kinks.find(name);
     if (found == program_.list().kinks.end()) fail_usage("impose_kinks: this program has no '" + name + "'");
-    const int buffer = found->second;
-    if (name.ends_with(".arg")) {
-      if (bytes.size() != program_.list().buffers[buffer].bytes) fail_usage(name + ": wrong size");
-      backend_->upload(program_.address(buffer), bytes.data(), bytes.size());
+    const Kink& kink = found->second;
+    if (kink.kind == Kink::Kind::kArg) {
+      if (bytes.size() != program_.list().buffers[kink.buffer].bytes) fail_usage(name + ": wrong size");
+      backend_->upload(program_.address(kink.buffer), bytes.data(), bytes.size());
       continue;
     }
-    std::vector<float> y = read(buffer);
+    std::vector<float> y = read(kink.buffer);
     if (bytes.size() != y.size()) fail_usage(name + ": wrong size");
-    for (size_t i = 0; i < y.size(); ++i) y[i] = bytes[i] == 0 ? 0.0f : y[i] > 0 ? y[i] : FLT_MIN;
-    write(buffer, y);
+    for (size_t i = 0; i < y.size(); ++i) y[i] = moved(kink.kind, y[i], bytes[i] != 0, dtype_);
+    write(kink.buffer, y);
   }
 }
 

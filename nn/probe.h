@@ -20,14 +20,15 @@ class StepProbe {
     ImplChoice impl = {};
     std::vector<std::string> fusions_off = {};
     bool training = true;
-    float label_smoothing = 0, momentum = 0, weight_decay = 0;
-    bool nesterov = false;
+    float label_smoothing = 0;
+    OptimizerOptions optimizer = {};
     uint64_t seed = 0;
   };
   // By PyTorch's names, in PyTorch's layouts; running_mean and running_var too.
   using Tensors = std::map<std::string, std::vector<float>>;
-  // By "<relu id>.y": 1 where the relu lets pass; by "<max_pool2d id>.arg": the saved position. A relu that
-  // is fused into its batchnorm has none: switch bn_relu off.
+  // By "<relu or relu6 id>.y": 1 where it lets pass; by "<max_pool2d id>.arg": the saved position, a byte, by
+  // "<global_max_pool id>.arg": four bytes (int32). An activation that its batchnorm does has none: switch
+  // bn_act and bn_residual off.
   using Kinks = std::map<std::string, std::vector<uint8_t>>;
 
   StepProbe(const NetworkDescription& network, const ValueShape& input, int classes, int batch,

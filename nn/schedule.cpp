@@ -16,7 +16,8 @@ const std::vector<std::pair<std::string, Schedule>>& schedules() {
   static const std::vector<std::pair<std::string, Schedule>> list = {{"constant", Schedule::kConstant},
                                                                      {"cosine", Schedule::kCosine},
                                                                      {"one_cycle", Schedule::kOneCycle},
-                                                                     {"linear", Schedule::kLinear}};
+                                                                     {"linear", Schedule::kLinear},
+                                                                     {"step", Schedule::kStep}};
   return list;
 }
 
@@ -56,6 +57,10 @@ double LearningRate::at(long long step) const {
   if (schedule == Schedule::kLinear) return between(peak, peak * final_factor, u);
   if (schedule == Schedule::kCosine) {
     return peak * (final_factor + (1 - final_factor) * 0.5 * (1 + std::cos(std::numbers::pi * u)));
+  }
+  if (schedule == Schedule::kStep) {
+    // A step that falls on a drop but for rounding is behind it.
+    return peak * std::pow(step_factor, std::floor(s / step_every + 1e-9));
   }
   return peak;
 }

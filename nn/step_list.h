@@ -14,12 +14,13 @@ namespace kiln {
 
 // Where a buffer lives. Everything but the arena belongs to whoever binds the program.
 enum class Home {
-  kArena,       // activations, their gradients, saved state: planned by lifetime
-  kMaster,      // fp32 parameters
-  kWeights,     // what kernels read as weights: the master in fp32, its rounded copy in bf16
-  kGradients,   // fp32, laid out as the master
-  kVelocity,    // likewise
-  kStatistics,  // running means and variances
+  kArena,         // activations, their gradients, saved state: planned by lifetime
+  kMaster,        // fp32 parameters
+  kWeights,       // what kernels read as weights: the master in fp32, its rounded copy in bf16
+  kGradients,     // fp32, laid out as the master
+  kVelocity,      // likewise: sgd's velocity, adamw's first moment
+  kSecondMoment,  // likewise: adamw's
+  kStatistics,    // running means and variances
   kStepState,
   kImages,
   kLabels,
@@ -54,13 +55,20 @@ struct Step {
   std::function<Bound(std::span<void* const> pointers, void* workspace)> bind = {};
 };
 
+// What decides between slopes in the backward pass. kRelu and kRelu6: the layer's output; kArg: the positions
+// that a max pool saved.
+struct Kink {
+  enum class Kind { kRelu, kRelu6, kArg } kind{};
+  int buffer = kNoBuffer;
+};
+
 struct StepList {
   std::vector<Step> steps;
   std::vector<Buffer> buffers;
   // Buffers by role.
   int input = kNoBuffer, labels = kNoBuffer, logits = kNoBuffer, row_loss = kNoBuffer, summary = kNoBuffer;
-  std::vector<int> values;           // the buffer of each value of the ShapedNetwork
-  std::map<std::string, int> kinks;  // what decides between slopes: "<relu id>.y", "<max_pool2d id>.arg"
+  std::vector<int> values;            // the buffer of each value of the ShapedNetwork
+  std::map<std::string, Kink> kinks;  // "<relu or relu6 id>.y", "<max pool id>.arg"
 
   std::vector<std::string> lines() const;  // one a step, for --print-plan
 };

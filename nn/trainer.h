@@ -11,11 +11,12 @@
 #include "kernels/common/dtype.h"
 #include "kernels/common/impl_choice.h"
 #include "nn/description.h"
+#include "nn/optimizer_options.h"
 
 namespace kiln {
 
-enum class Schedule { kConstant, kCosine, kOneCycle, kLinear };
-// "constant", "cosine", "one_cycle", "linear"; throws Error for any other.
+enum class Schedule { kConstant, kCosine, kOneCycle, kLinear, kStep };
+// "constant", "cosine", "one_cycle", "linear", "step"; throws Error for any other.
 Schedule schedule_from_name(const std::string& name);
 const char* name_of(Schedule);
 
@@ -30,8 +31,13 @@ struct TrainOptions {
   float lr = 0.1f;               // peak
   double warmup_epochs = 0;      // linear from 0
   float final_lr_factor = 0.0f;  // lr at the end / peak
-  float momentum = 0.9f;
-  bool nesterov = true;
+  double step_epochs = 10;       // schedule step: epochs from one drop to the next
+  float step_factor = 0.1f;      // schedule step: what a drop multiplies the rate with
+  Optimizer optimizer = Optimizer::kSgd;
+  float momentum = 0.9f;                                 // sgd
+  bool nesterov = true;                                  // sgd
+  float beta1 = 0.9f, beta2 = 0.999f, adam_eps = 1e-8f;  // adamw
+  float clip_norm = 0.0f;                                // largest gradient norm, 0: no clipping
   float weight_decay = 5e-4f;  // on conv and linear weights; biases and batchnorm parameters have none
   float label_smoothing = 0.0f;
   int augment_pad = 4;

@@ -23,6 +23,9 @@ const TrainOptions& checked(const TrainOptions& o) {
   rule(std::isfinite(o.lr) && o.lr >= 0, "lr must be finite and not negative");
   rule(o.warmup_epochs >= 0, "warmup_epochs must not be negative");
   rule(o.final_lr_factor >= 0, "final_lr_factor must not be negative");
+  rule(std::isfinite(o.step_epochs) && o.step_epochs > 0, "step_epochs must be above 0");
+  rule(std::isfinite(o.step_factor) && o.step_factor >= 0, "step_factor must not be negative");
+  rule(std::isfinite(o.clip_norm) && o.clip_norm >= 0, "clip_norm must be finite and not negative");
   rule(o.momentum >= 0 && o.momentum < 1, "momentum must be at least 0 and below 1");
   rule(o.weight_decay >= 0, "weight_decay must not be negative");
   rule(o.label_smoothing >= 0 && o.label_smoothing < 1, "label_smoothing must be at least 0 and below 1");
@@ -47,7 +50,8 @@ Trainer::State::State(const NetworkDescription& description, const DataPair& dat
                       const TrainOptions& wanted)
     : options(checked(wanted)),
       backend(make_backend(device)),
-      network(backend.get(), shaped_for(description, data), options.precision, options.seed),
+      network(backend.get(), shaped_for(description, data), options.precision, options.seed,
+              options.optimizer),
       train(backend.get(), data.train, data.mean, data.std),
       batch(static_cast<int>(std::min<long long>(options.batch, train.count()))) {
   if (data.test.count() > 0)
@@ -62,7 +66,9 @@ Trainer::State::State(const NetworkDescription& description, const DataPair& dat
           .peak = options.lr,
           .final_factor = options.final_lr_factor,
           .warmup = options.warmup_epochs * static_cast<double>(steps_per_epoch()),
-          .total = static_cast<double>(scheduled_steps())};
+          .total = static_cast<double>(scheduled_steps()),
+          .step_every = options.step_epochs * static_cast<double>(steps_per_epoch()),
+          .step_factor = options.step_factor};
   position = {.step = 0, .seed = options.seed, .batch = batch, .train_images = train.count()};
 
   add_program(true, batch);
@@ -98,9 +104,14 @@ LowerOptions Trainer::State::lower_options(bool training, int size) const {
                     .fusions = Fusions::without(options.fusions_off),
                     .impl = options.impl,
                     .label_smoothing = training ? options.label_smoothing : 0.0f,
-                    .momentum = options.momentum,
-                    .weight_decay = options.weight_decay,
-                    .nesterov = options.nesterov,
+                    .optimizer = {.kind = options.optimizer,
+                                  .weight_decay = options.weight_decay,
+                                  .momentum = options.momentum,
+                                  .nesterov = options.nesterov,
+                                  .beta1 = options.beta1,
+                                  .beta2 = options.beta2,
+                                  .eps = options.adam_eps,
+                                  .clip_norm = options.clip_norm},
                     .ring_capacity = static_cast<uint32_t>(training ? options.drain_every : eval_batches())};
   o.augment.m = training ? train.count() : test->count();
   if (training) {

@@ -20,10 +20,12 @@ missing_packages() {
       cmake) command -v cmake >/dev/null || echo cmake ;;
       ninja) command -v ninja >/dev/null || echo ninja-build ;;
       python) command -v python3 >/dev/null || echo python3 ;;
+      venv) python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv ;;
       git) command -v git >/dev/null || echo git ;;
       clang-format) command -v clang-format >/dev/null || echo clang-format ;;
       openblas) has_header cblas.h || has_header openblas/cblas.h || has_header x86_64-linux-gnu/cblas.h || echo libopenblas-dev ;;
       cli11) has_header CLI/CLI.hpp || echo libcli11-dev ;;
+      stb) has_header stb/stb_image.h || echo libstb-dev ;;
       json) has_header nlohmann/json.hpp || echo nlohmann-json3-dev ;;
       gtest) has_header gtest/gtest.h || echo libgtest-dev ;;
       benchmark) has_header benchmark/benchmark.h || echo libbenchmark-dev ;;

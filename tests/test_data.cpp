@@ -30,6 +30,19 @@ TEST(Md5, KnownDigests) {  // RFC 1321, A.5
             "57edf4a22be3c955ac49da2e2107b67a");
 }
 
+TEST(Md5, PiecesGiveTheDigestOfTheWhole) {
+  std::vector<uint8_t> message(1000);
+  for (size_t i = 0; i < message.size(); ++i) message[i] = static_cast<uint8_t>(i * 7);
+  for (const size_t piece : {1, 13, 63, 64, 65, 130, 1000}) {
+    Md5 md5;
+    const std::span<const uint8_t> all(message);
+    for (size_t at = 0; at < all.size(); at += piece)
+      md5.update(all.subspan(at, std::min(piece, all.size() - at)));
+    EXPECT_EQ(md5.hex(), md5_hex(message)) << piece;
+    EXPECT_EQ(md5.hex(), md5_hex(message)) << "asked twice";
+  }
+}
+
 // Built-in set ------------------------------------------------------------------------------------
 
 std::string digest(const Dataset& data) {

@@ -17,7 +17,9 @@ void lock_step(const NetworkDescription& network, const ValueShape& input, int c
                const char* cpu_impl, std::vector<std::string> fusions_off) {
   const bool masks = !fusions_off.empty();
   const StepProbe::Options options = {
-      .fusions_off = fusions_off, .momentum = 0.9f, .weight_decay = 5e-4f, .nesterov = true, .seed = 6};
+      .fusions_off = fusions_off,
+      .optimizer = {.weight_decay = 5e-4f, .momentum = 0.9f, .nesterov = true},
+      .seed = 6};
   StepProbe::Options cpu_options = options;
   cpu_options.impl = ImplChoice(cpu_impl);
   StepProbe cpu(network, input, classes, batch, cpu_device(), cpu_options);
@@ -50,6 +52,27 @@ TEST_F(NnCuda, LockStepOfResnet18WithTheCpu) {
   lock_step(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10, 4, 2, "*=cpu_fast", {"all"});
 }
 
+TEST_F(NnCuda, LockStepOfTheMobilenetsWithTheCpu) {
+  for (const char* name : {"mobilenet_v1", "mobilenet_v2"}) {
+    SCOPED_TRACE(name);
+    lock_step(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10, 4, 2, "*=cpu_fast", {"all"});
+  }
+}
+
+TEST_F(NnCuda, LockStepOfTheSmoothTwinsFused) {
+  for (const char* name : {"resnet18_smooth", "mobilenet_v1_smooth", "mobilenet_v2_smooth"}) {
+    SCOPED_TRACE(name);
+    lock_step(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10, 4, 1, "*=cpu_fast", {});
+  }
+}
+
+TEST_F(NnCuda, LockStepOfATinyMobileNetworkWithTheJudge) {
+  for (const bool kinks : {true, false}) {
+    lock_step(test::tiny_mobile_network(kinks), {.h = 8, .w = 8, .c = 3}, 4, 5, 10, "*=cpu_naive",
+              kinks ? std::vector<std::string>{"all"} : std::vector<std::string>{});
+  }
+}
+
 TEST_F(NnCuda, LockStepOfATinyNetworkWithTheJudge) {
   lock_step(test::tiny_network(true), {.h = 8, .w = 8, .c = 3}, 4, 5, 20, "*=cpu_naive", {"all"});
 }
@@ -59,9 +82,11 @@ TEST_F(NnCuda, LockStepOfASmoothFusedNetworkWithTheJudge) {
 }
 
 TEST_F(NnCuda, FusedStepMatchesUnfusedStep) {
-  for (const DType precision : {DType::kF32, DType::kBF16}) {
-    const auto make = [&](std::vector<std::string> off) {
-      return StepProbe(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10, 8, cuda_device(),
+  for (const auto& [name, precision] :
+       {std::pair{"resnet18", DType::kF32}, {"resnet18", DType::kBF16}, {"mobilenet_v2", DType::kF32}}) {
+    SCOPED_TRACE(std::string(name) + " " + name_of(precision));
+    const auto make = [&, name = name, precision = precision](std::vector<std::string> off) {
+      return StepProbe(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10, 8, cuda_device(),
                        {.precision = precision, .fusions_off = std::move(off), .seed = 2});
     };
     StepProbe fused = make({}), unfused = make({"all"});

@@ -23,13 +23,61 @@ constexpr const char* kHead =
     R"({"id": "flat", "type": "flatten"}, {"id": "fc", "type": "linear", "features": 10})";
 
 TEST(NnDescription, BuiltinNetworksHaveTheirParameters) {
-  EXPECT_EQ(builtin_network_names(), (std::vector<std::string>{"resnet18", "small_cnn"}));
-  const std::map<std::string, long long> counts = {{"small_cnn", 307'946}, {"resnet18", 11'173'962}};
+  EXPECT_EQ(builtin_network_names(),
+            (std::vector<std::string>{"mobilenet_v1", "mobilenet_v2", "resnet18", "small_cnn"}));
+  const std::map<std::string, long long> counts = {{"small_cnn", 307'946},
+                                                   {"resnet18", 11'173'962},
+                                                   {"mobilenet_v1", 3'217'226},
+                                                   {"mobilenet_v2", 2'237'770}};
   for (const auto& [name, count] : counts) {
-    const ShapedNetwork network = infer_shapes(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10);
-    EXPECT_EQ(ParameterLayout(network).parameter_count(), count) << name;
+    for (const std::string& twin : {name, name + kSmoothSuffix}) {
+      const ShapedNetwork network = infer_shapes(builtin_network(twin), {.h = 32, .w = 32, .c = 3}, 10);
+      EXPECT_EQ(ParameterLayout(network).parameter_count(), count) << twin;
+    }
   }
   expect_error([] { builtin_network("resnet8"); }, {"resnet8", "did you mean 'resnet18'"});
+}
+
+TEST(NnDescription, BuiltinNetworksTakeOtherImagesAndClasses) {
+  for (const std::string& name : builtin_network_names()) {
+    const ShapedNetwork network = infer_shapes(builtin_network(name), {.h = 48, .w = 40, .c = 1}, 37);
+    EXPECT_EQ(network.shapes.back().c, 37) << name;
+  }
+}
+
+TEST(NnDescription, MobilenetsHaveTheirShapes) {
+  const auto shape_of = [](const std::string& network, const std::string& id) {
+    const ShapedNetwork shaped = infer_shapes(builtin_network(network), {.h = 32, .w = 32, .c = 3}, 10);
+    for (int i = 0; i < shaped.layers(); ++i) {
+      if (shaped.layer(i).id == id) return shaped.out(i).str();
+    }
+    return std::string("no layer ") + id;
+  };
+  EXPECT_EQ(shape_of("mobilenet_v1", "blocks.0.pw"), "32x32x64");
+  EXPECT_EQ(shape_of("mobilenet_v1", "blocks.5.dw"), "4x4x256");
+  EXPECT_EQ(shape_of("mobilenet_v1", "blocks.12.bn2"), "2x2x1024");
+  EXPECT_EQ(shape_of("mobilenet_v2", "blocks.0.expand"), "32x32x32");
+  EXPECT_EQ(shape_of("mobilenet_v2", "blocks.2.add"), "32x32x24");
+  EXPECT_EQ(shape_of("mobilenet_v2", "blocks.13.dw"), "4x4x576");
+  EXPECT_EQ(shape_of("mobilenet_v2", "blocks.16.bn3"), "4x4x320");
+  int adds = 0;
+  for (const LayerDescription& layer : builtin_network("mobilenet_v2").layers) adds += layer.type == "add";
+  EXPECT_EQ(adds, 10);
+}
+
+TEST(NnDescription, SmoothTwinHasNoKinks) {
+  for (const std::string& name : builtin_network_names()) {
+    const NetworkDescription& network = builtin_network(name);
+    const NetworkDescription& twin = builtin_network(name + "_smooth");
+    EXPECT_EQ(twin.name, name + "_smooth");
+    ASSERT_EQ(twin.layers.size(), network.layers.size());
+    for (size_t i = 0; i < twin.layers.size(); ++i) {
+      EXPECT_EQ(twin.layers[i].id, network.layers[i].id);
+      for (const char* type : {"relu", "relu6", "max_pool2d", "global_max_pool"}) {
+        EXPECT_NE(twin.layers[i].type, type);
+      }
+    }
+  }
 }
 
 TEST(NnDescription, JsonRoundTrip) {
@@ -62,6 +110,17 @@ TEST(NnDescription, RefusesWhatItDoesNotUnderstand) {
                {"'kernel'", "[height, width]"});
   expect_error([] { with_layers(R"({"id": "a", "type": "relu", "bias": true})"); }, {"unknown key 'bias'"});
   expect_error([] { with_layers(R"({"type": "relu"})"); }, {"layer 0", "lacks 'id'"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "depthwise_conv2d"})"); },
+               {"layer 'a' (depthwise_conv2d)", "lacks 'kernel'"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "depthwise_conv2d", "kernel": 3, "channels": 4})"); },
+               {"layer 'a' (depthwise_conv2d)", "unknown key 'channels'"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "gelu6"})"); },
+               {"unknown layer type 'gelu6'", "did you mean"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "avg_pool2d", "kernel": 2, "bias": true})"); },
+               {"layer 'a' (avg_pool2d)", "unknown key 'bias'"});
+  expect_error([] { with_layers(R"({"id": "a", "type": "global_max_pool", "kernel": 2})"); },
+               {"unknown key 'kernel'"});
+  expect_error([] { parse_network(R"({"name": "a/b", "layers": []})"); }, {"'a/b'", "no '/'"});
 }
 
 TEST(NnDescription, RefusesBrokenConnections) {
@@ -93,6 +152,22 @@ TEST(NnDescription, ShapesThatDoNotFitNameTheLayer) {
               {"id": "fc", "type": "linear", "features": 10})");
       },
       {"layer 'bn' (batchnorm)", "before the flatten"});
+  for (const char* layer : {R"({"id": "a", "type": "conv2d", "channels": 4, "kernel": 1})",
+                            R"({"id": "a", "type": "global_max_pool"})",
+                            R"({"id": "a", "type": "depthwise_conv2d", "kernel": 1})"}) {
+    expect_error(
+        [&] {
+          shaped(R"({"id": "flat", "type": "flatten"},)" + std::string(layer) +
+                 R"(, {"id": "fc", "type": "linear", "features": 10})");
+        },
+        {"layer 'a'", "before the flatten"});
+  }
+  expect_error(
+      [] { shaped(R"({"id": "a", "type": "depthwise_conv2d", "kernel": 9},)" + std::string(kHead)); },
+      {"layer 'a' (depthwise_conv2d)", "got 8x8x3", "9x9"});
+  expect_error(
+      [] { shaped(R"({"id": "a", "type": "avg_pool2d", "kernel": 2, "padding": 2},)" + std::string(kHead)); },
+      {"layer 'a' (avg_pool2d)", "padding"});
 }
 
 TEST(NnParameters, LinearBehindAFlattenIsPermutedToPyTorchsOrder) {
@@ -121,8 +196,27 @@ TEST(NnParameters, ConvFilterIsOihwOutsideAndKrscInside) {
   EXPECT_EQ(slab[((k * 2 + r) * 3 + s) * 3 + c], torch[((k * 3 + c) * 2 + r) * 3 + s]);
 }
 
+TEST(NnParameters, DepthwiseFilterIsOihwOutsideAndRscInside) {
+  const ShapedNetwork network = shaped(
+      R"({"id": "a", "type": "depthwise_conv2d", "kernel": [2, 3], "bias": true},)" + std::string(kHead));
+  const ParameterLayout layout(network);
+  const Parameter& weight = layout.parameter(0, true);
+  EXPECT_EQ(weight.shape, (std::vector<int64_t>{3, 1, 2, 3}));
+  EXPECT_EQ(weight.bound, 1 / std::sqrt(6.0));
+  EXPECT_TRUE(weight.decayed());
+  EXPECT_EQ(layout.parameter(0, false).shape, (std::vector<int64_t>{3}));
+  EXPECT_EQ(layout.parameter(0, false).bound, weight.bound);
+  std::vector<float> torch(weight.count()), slab(weight.count()), back(weight.count());
+  for (size_t i = 0; i < torch.size(); ++i) torch[i] = static_cast<float>(i);
+  to_slab_order(weight, torch.data(), slab.data());
+  const int c = 2, r = 1, s = 0;
+  EXPECT_EQ(slab[(r * 3 + s) * 3 + c], torch[(c * 2 + r) * 3 + s]);
+  to_torch_order(weight, slab.data(), back.data());
+  EXPECT_EQ(back, torch);
+}
+
 TEST(NnParameters, SlabIsAlignedAndDecayedFirst) {
-  const ShapedNetwork network = infer_shapes(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10);
+  const ShapedNetwork network = infer_shapes(builtin_network("mobilenet_v2"), {.h = 32, .w = 32, .c = 3}, 10);
   const ParameterLayout layout(network);
   const std::vector<float> slab = layout.initial_parameters(7);
   std::vector<char> covered(slab.size(), 0);
@@ -146,27 +240,50 @@ TEST(NnParameters, SlabIsAlignedAndDecayedFirst) {
   EXPECT_NE(slab, layout.initial_parameters(8));
 }
 
+// How many lines of a network's training plan have `part`.
+int plan_count(const std::string& name, const std::vector<std::string>& off, const std::string& part,
+               bool training = true) {
+  const ShapedNetwork network = infer_shapes(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10);
+  const LowerOptions options = {.batch = 2, .training = training, .fusions = Fusions::without(off)};
+  int found = 0;
+  for (const std::string& line : lower(network, ParameterLayout(network), cpu_device(), options).lines()) {
+    found += line.find(part) != std::string::npos;
+  }
+  return found;
+}
+
 TEST(NnLower, FusionsAreDecidedBySwitch) {
-  const ShapedNetwork network = infer_shapes(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10);
-  const ParameterLayout layout(network);
-  const auto count = [&](const std::vector<std::string>& off, const std::string& part) {
-    LowerOptions options = {.batch = 2, .fusions = Fusions::without(off)};
-    int found = 0;
-    for (const std::string& line : lower(network, layout, cpu_device(), options).lines()) {
-      found += line.find(part) != std::string::npos;
-    }
-    return found;
+  const auto count = [](const std::vector<std::string>& off, const std::string& part) {
+    return plan_count("resnet18", off, part);
   };
-  EXPECT_EQ(count({}, "relu.fwd"), 8);  // those behind an add
-  EXPECT_EQ(count({"bn_relu"}, "relu.fwd"), 17);
+  EXPECT_EQ(count({}, "relu.fwd"), 0);
+  EXPECT_EQ(count({"bn_residual"}, "relu.fwd"), 8);  // those behind an add
+  EXPECT_EQ(count({"bn_act"}, "relu.fwd"), 9);
+  EXPECT_EQ(count({"bn_act", "bn_residual"}, "relu.fwd"), 17);
+  EXPECT_EQ(count({}, "_res_relu"), 16);  // forward and backward of a join
+  EXPECT_EQ(count({}, "add.fwd"), 0);
   EXPECT_EQ(count({}, "_acc"), 8);  // one a residual join
   EXPECT_EQ(count({"dgrad_acc"}, "_acc"), 0);
-  EXPECT_EQ(count({}, "add.bwd"), 0);
-  EXPECT_EQ(count({"add_grad_alias"}, "add.bwd"), 8);
-  EXPECT_EQ(count({}, "add.fwd"), 8);
-  EXPECT_EQ(count({"dgrad_acc"}, "add.fwd"), 16);
+  EXPECT_EQ(count({"dgrad_acc"}, "add.fwd"), 8);
+  EXPECT_EQ(count({"bn_residual"}, "add.fwd"), 8);
+  EXPECT_EQ(count({"bn_residual"}, "add.bwd"), 0);
+  EXPECT_EQ(count({"bn_residual", "add_grad_alias"}, "add.bwd"), 8);
+  EXPECT_EQ(count({"all"}, "relu.fwd"), 17);
+  EXPECT_EQ(count({"all"}, "add.bwd"), 8);
   EXPECT_EQ(count({}, "conv2d.dgrad"), 19);  // all but the first
-  expect_error([] { Fusions::without({"bn_rely"}); }, {"bn_rely", "did you mean 'bn_relu'"});
+  expect_error([] { Fusions::without({"bn_residul"}); }, {"bn_residul", "did you mean 'bn_residual'"});
+}
+
+TEST(NnLower, FusionsOfTheMobilenets) {
+  EXPECT_EQ(plan_count("mobilenet_v1", {}, "relu.fwd"), 0);
+  EXPECT_EQ(plan_count("mobilenet_v1", {}, "_relu "), 54);  // forward and backward of 27
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "relu6.fwd"), 0);
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_relu6"), 72);
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_res "), 20);  // 10 joins
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_acc"), 10);   // the gradients of expand's inputs
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_res ", /*training=*/false), 10);
+  EXPECT_EQ(plan_count("resnet18_smooth", {}, "gelu.fwd"), 8);  // behind a residual: relu and relu6 only
+  EXPECT_EQ(plan_count("resnet18_smooth", {}, "_res "), 16);
 }
 
 TEST(NnLower, BuffersThatLiveTogetherDoNotOverlap) {

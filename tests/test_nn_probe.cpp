@@ -4,6 +4,7 @@
 namespace kiln {
 namespace {
 
+using test::tiny_mobile_network;
 using test::tiny_network;
 
 constexpr int kBatch = 5, kClasses = 4;
@@ -43,9 +44,20 @@ double slope(StepProbe* probe, const StepProbe::Tensors& at, const StepProbe::Te
   return (loss_at(probe, up) - loss_at(probe, down)) / (2 * h);
 }
 
+// So large that relu6 caps some.
+void widen(StepProbe* probe) {
+  StepProbe::Tensors parameters = probe->parameters();
+  for (const char* name : {"bn0.weight", "bn2.weight"}) {
+    for (float& gamma : parameters.at(name)) gamma = 4;
+  }
+  probe->set_parameters(parameters);
+}
+
 // The gradient of each parameter against the slope along the gradient itself and along a random direction.
-void check_gradients(bool kinks, std::vector<std::string> fusions_off, double relative) {
-  StepProbe probe = make_probe(tiny_network(kinks), "*=cpu_naive", std::move(fusions_off));
+void check_gradients(const NetworkDescription& network, bool kinks, std::vector<std::string> fusions_off,
+                     double relative) {
+  StepProbe probe = make_probe(network, "*=cpu_naive", std::move(fusions_off));
+  if (kinks && network.name == "tiny_mobile") widen(&probe);
   const StepProbe::Tensors parameters = probe.parameters();
   probe.forward(images(), labels());
   probe.backward();
@@ -67,35 +79,50 @@ void check_gradients(bool kinks, std::vector<std::string> fusions_off, double re
   }
 }
 
-TEST(NnProbe, GradientsOfASmoothNetworkMatchCentralDifferences) { check_gradients(false, {}, 2e-3); }
-TEST(NnProbe, GradientsOfASmoothNetworkUnfusedMatchCentralDifferences) {
-  check_gradients(false, {"all"}, 2e-3);
+TEST(NnProbe, GradientsOfASmoothNetworkMatchCentralDifferences) {
+  check_gradients(tiny_network(false), false, {}, 2e-3);
+  check_gradients(tiny_mobile_network(false), false, {}, 2e-3);
 }
-TEST(NnProbe, GradientsOfANetworkWithKinksMatchCentralDifferences) { check_gradients(true, {}, 2e-2); }
+TEST(NnProbe, GradientsOfASmoothNetworkUnfusedMatchCentralDifferences) {
+  check_gradients(tiny_network(false), false, {"all"}, 2e-3);
+  check_gradients(tiny_mobile_network(false), false, {"all"}, 2e-3);
+}
+TEST(NnProbe, GradientsOfANetworkWithKinksMatchCentralDifferences) {
+  check_gradients(tiny_network(true), true, {}, 2e-2);
+  check_gradients(tiny_mobile_network(true), true, {}, 2e-2);
+}
 TEST(NnProbe, GradientsOfANetworkWithKinksUnfusedMatchCentralDifferences) {
-  check_gradients(true, {"all"}, 2e-2);
+  check_gradients(tiny_network(true), true, {"all"}, 2e-2);
+  check_gradients(tiny_mobile_network(true), true, {"all"}, 2e-2);
 }
 
 class NnFusion : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(NnFusion, SwitchedOffChangesNothingButRounding) {
-  for (const char* impl : {"*=cpu_naive", "*=cpu_fast"}) {
-    StepProbe fused = make_probe(tiny_network(true), impl, {});
-    StepProbe unfused = make_probe(tiny_network(true), impl, {GetParam()});
-    for (StepProbe* probe : {&fused, &unfused}) {
-      probe->forward(images(), labels());
-      probe->backward();
+  for (const NetworkDescription& network : {tiny_network(true), tiny_mobile_network(true)}) {
+    for (const char* impl : {"*=cpu_naive", "*=cpu_fast"}) {
+      SCOPED_TRACE(network.name + " " + impl);
+      StepProbe fused = make_probe(network, impl, {});
+      StepProbe unfused = make_probe(network, impl, {GetParam()});
+      for (StepProbe* probe : {&fused, &unfused}) {
+        probe->forward(images(), labels());
+        probe->backward();
+      }
+      EXPECT_NEAR(fused.loss(), unfused.loss(), 1e-6);
+      test::expect_close_gradients(unfused.gradients(), fused.gradients(), 1e-5);
     }
-    EXPECT_NEAR(fused.loss(), unfused.loss(), 1e-6) << impl;
-    test::expect_close_gradients(unfused.gradients(), fused.gradients(), 1e-5);
   }
 }
-INSTANTIATE_TEST_SUITE_P(Each, NnFusion, ::testing::Values("bn_relu", "add_grad_alias", "dgrad_acc", "all"));
+INSTANTIATE_TEST_SUITE_P(Each, NnFusion,
+                         ::testing::Values("bn_act", "bn_residual", "add_grad_alias", "dgrad_acc", "all"));
 
 TEST(NnProbe, FastStepMatchesNaiveStep) {
-  for (bool kinks : {false, true}) {
-    StepProbe naive = make_probe(tiny_network(kinks), "*=cpu_naive", {"all"});
-    StepProbe fast = make_probe(tiny_network(kinks), "*=cpu_fast", {"all"});
+  for (const NetworkDescription& network :
+       {tiny_network(false), tiny_network(true), tiny_mobile_network(false), tiny_mobile_network(true)}) {
+    SCOPED_TRACE(network.name);
+    StepProbe naive = make_probe(network, "*=cpu_naive", {"all"});
+    StepProbe fast = make_probe(network, "*=cpu_fast", {"all"});
+    if (network.name == "tiny_mobile") widen(&naive);
     fast.set_parameters(naive.parameters());
     for (StepProbe* probe : {&naive, &fast}) probe->forward(images(), labels());
     EXPECT_NEAR(naive.loss(), fast.loss(), 1e-5);
@@ -117,9 +144,36 @@ TEST(NnProbe, ImposedKinksDecideTheBackwardPass) {
   EXPECT_GT(test::norm_of(probe.gradients().at("conv3.weight")), 0.0);
 }
 
+TEST(NnProbe, ImposedKinksOfRelu6PassBetweenTheBoundsOnly) {
+  StepProbe probe = make_probe(tiny_mobile_network(true), "*=cpu_naive", {"all"});
+  widen(&probe);
+  probe.forward(images(), labels());
+  const StepProbe::Kinks kinks = probe.kinks();
+  std::vector<std::string> names;
+  for (const auto& [name, bytes] : kinks) names.push_back(name);
+  EXPECT_EQ(names, (std::vector<std::string>{"act0.y", "act1.y", "act2.y", "pool.arg"}));
+  EXPECT_EQ(kinks.at("pool.arg").size(), kBatch * 6 * sizeof(int32_t));
+  const std::vector<float> y = probe.activation("act0");
+  std::vector<uint8_t> other = kinks.at("act0.y");
+  int capped = 0;
+  for (size_t i = 0; i < y.size(); ++i) {
+    ASSERT_EQ(other[i], y[i] > 0 && y[i] < 6);
+    capped += y[i] == 6;
+    other[i] = !other[i];
+  }
+  EXPECT_GT(capped, 0);
+  probe.impose_kinks({{"act0.y", other}});
+  EXPECT_EQ(probe.kinks().at("act0.y"), other);
+  const std::vector<float> moved = probe.activation("act0");
+  for (size_t i = 0; i < y.size(); ++i) {
+    ASSERT_TRUE(moved[i] >= 0 && moved[i] <= 6);
+    ASSERT_NEAR(moved[i], y[i], y[i] == 0 || y[i] == 6 ? 1e-5 : 3.0);
+  }
+}
+
 TEST(NnProbe, UpdateIsPyTorchsSgd) {
   StepProbe probe(tiny_network(false), kInput, kClasses, kBatch, cpu_device(),
-                  {.momentum = 0.9f, .weight_decay = 0.01f, .nesterov = true, .seed = 3});
+                  {.optimizer = {.weight_decay = 0.01f, .momentum = 0.9f, .nesterov = true}, .seed = 3});
   StepProbe::Tensors expected = probe.parameters(), velocity;
   for (int step = 0; step < 3; ++step) {
     probe.forward(images(), labels());
@@ -140,6 +194,68 @@ TEST(NnProbe, UpdateIsPyTorchsSgd) {
       EXPECT_LE(test::distance(probe.parameters().at(name), expected.at(name)), 1e-6 * (1 + test::norm_of(v)))
           << name;
     }
+  }
+}
+
+TEST(NnProbe, UpdateIsPyTorchsAdamw) {
+  const OptimizerOptions adamw = {
+      .kind = Optimizer::kAdamw, .weight_decay = 0.1f, .beta1 = 0.8f, .beta2 = 0.95f, .eps = 1e-6f};
+  StepProbe probe(tiny_network(false), kInput, kClasses, kBatch, cpu_device(),
+                  {.optimizer = adamw, .seed = 3});
+  std::map<std::string, std::vector<double>> m, v;
+  for (int step = 1; step <= 3; ++step) {
+    probe.forward(images(), labels());
+    probe.backward();
+    StepProbe::Tensors expected = probe.parameters();
+    for (const auto& [name, gradient] : probe.gradients()) {
+      const bool decayed = name.ends_with(".weight") && name.find("bn") == std::string::npos;
+      m[name].resize(gradient.size(), 0.0);
+      v[name].resize(gradient.size(), 0.0);
+      for (size_t i = 0; i < gradient.size(); ++i) {
+        const double g = gradient[i];
+        double& m_i = m[name][i] = 0.8 * m[name][i] + 0.2 * g;
+        double& v_i = v[name][i] = 0.95 * v[name][i] + 0.05 * g * g;
+        double w = expected[name][i];
+        if (decayed) w *= 1 - 0.01 * 0.1;
+        w -= 0.01 * (m_i / (1 - std::pow(0.8, step))) / (std::sqrt(v_i / (1 - std::pow(0.95, step))) + 1e-6);
+        expected[name][i] = static_cast<float>(w);
+      }
+    }
+    probe.update(0.01f);
+    const StepProbe::Tensors got = probe.parameters();
+    for (const auto& [name, moment] : m) {
+      EXPECT_LE(test::distance(got.at(name), expected.at(name)),
+                1e-6 * (1 + test::norm_of(expected.at(name))))
+          << name << " step " << step;
+    }
+  }
+}
+
+TEST(NnProbe, ClippingScalesTheUpdateToTheNorm) {
+  for (const Optimizer kind : {Optimizer::kSgd, Optimizer::kAdamw}) {
+    const auto moved = [&](float clip) {
+      StepProbe probe(tiny_network(false), kInput, kClasses, kBatch, cpu_device(),
+                      {.optimizer = {.kind = kind, .eps = 10.0f, .clip_norm = clip}, .seed = 3});
+      const StepProbe::Tensors before = probe.parameters();
+      probe.forward(images(), labels());
+      probe.backward();
+      double square = 0;
+      for (const auto& [name, gradient] : probe.gradients()) square += std::pow(test::norm_of(gradient), 2);
+      probe.update(0.1f);
+      double way = 0;
+      for (const auto& [name, values] : probe.parameters()) {
+        if (name.find("running") == std::string::npos) {
+          way += std::pow(test::distance(values, before.at(name)), 2);
+        }
+      }
+      return std::pair{std::sqrt(square), std::sqrt(way)};
+    };
+    const auto [norm, free] = moved(0);
+    const auto [same_norm, clipped] = moved(static_cast<float>(norm / 4));
+    EXPECT_DOUBLE_EQ(norm, same_norm);
+    // sgd's step is the gradient; adamw's, with so large an eps, nearly so.
+    EXPECT_NEAR(clipped / free, 0.25, kind == Optimizer::kSgd ? 1e-3 : 5e-2);
+    EXPECT_NEAR(moved(static_cast<float>(2 * norm)).second, free, 1e-6 * free);
   }
 }
 

@@ -1,5 +1,5 @@
 // Files: what is written is read back, and a damaged file is refused with its path and reason.
-#include "nn/safetensors.h"
+#include "data/safetensors.h"
 #include "tests/test_nn_support.h"
 
 namespace kiln {

@@ -6,7 +6,7 @@ namespace kiln {
 namespace {
 
 TEST(NnSchedule, NamesRoundTrip) {
-  for (const char* name : {"constant", "cosine", "one_cycle", "linear"}) {
+  for (const char* name : {"constant", "cosine", "one_cycle", "linear", "step"}) {
     EXPECT_STREQ(name_of(schedule_from_name(name)), name);
   }
   test::expect_error([] { schedule_from_name("cosin"); }, {"cosin", "did you mean 'cosine'"});
@@ -39,6 +39,27 @@ TEST(NnSchedule, WarmupClimbsToThePeakFirst) {
   EXPECT_DOUBLE_EQ(rate.at(3), 1);
   EXPECT_DOUBLE_EQ(rate.at(4), 1);
   EXPECT_NEAR(rate.at(8), 0.5, 1e-12);
+}
+
+TEST(NnSchedule, StepIsPyTorchsStepLr) {
+  // torch.optim.lr_scheduler.StepLR(step_size=2, gamma=0.1), with 5 steps an epoch
+  const LearningRate rate = {
+      .schedule = Schedule::kStep, .peak = 0.4, .total = 30, .step_every = 2 * 5, .step_factor = 0.1};
+  EXPECT_DOUBLE_EQ(rate.at(0), 0.4);
+  EXPECT_DOUBLE_EQ(rate.at(9), 0.4);
+  EXPECT_DOUBLE_EQ(rate.at(10), 0.4 * 0.1);
+  EXPECT_DOUBLE_EQ(rate.at(19), 0.4 * 0.1);
+  EXPECT_DOUBLE_EQ(rate.at(29), 0.4 * 0.1 * 0.1);
+  // A third of three epochs of 7 steps: the drop is at step 7 whatever the rounding.
+  const LearningRate thirds = {
+      .schedule = Schedule::kStep, .peak = 1, .total = 21, .step_every = 3.0 / 3.0000000001 * 7};
+  EXPECT_DOUBLE_EQ(thirds.at(6), 1);
+  EXPECT_DOUBLE_EQ(thirds.at(7), 0.1);
+  const LearningRate warm = {
+      .schedule = Schedule::kStep, .peak = 1, .warmup = 4, .total = 30, .step_every = 10};
+  EXPECT_DOUBLE_EQ(warm.at(0), 0.25);
+  EXPECT_DOUBLE_EQ(warm.at(9), 1);
+  EXPECT_DOUBLE_EQ(warm.at(10), 0.1);
 }
 
 TEST(NnSchedule, OneCycleIsPyTorchsWithLinearLegs) {

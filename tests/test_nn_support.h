@@ -75,7 +75,7 @@ inline DataPair tiny_data(int train_count, int test_count, int side = 8, int cla
   return pair;
 }
 
-// A residual network with every kind of layer, in two strengths: with kinks (relu, max pooling) and without.
+// A residual network in two strengths: with kinks (relu, max pooling) and without.
 inline NetworkDescription tiny_network(bool kinks) {
   const std::string relu = kinks ? R"({"id": "act1", "type": "relu"},)" : "";
   const std::string relu2 = kinks ? R"({"id": "act2", "type": "relu"},)" : "";
@@ -97,6 +97,35 @@ inline NetworkDescription tiny_network(bool kinks) {
       {"id": "flat", "type": "flatten"},
       {"id": "fc1", "type": "linear", "features": 7},
       {"id": "fc2", "type": "linear", "features": "classes"}]})");
+}
+
+// Depthwise convolutions, every activation, a residual behind a batchnorm and the other pools, in two
+// strengths. The second convolution's batchnorm takes its input again as the residual.
+inline NetworkDescription tiny_mobile_network(bool kinks) {
+  const std::string act = kinks ? "relu6" : "gelu", act2 = kinks ? "relu6" : "silu";
+  const std::string pool = kinks ? "global_max_pool" : "global_avg_pool";
+  return parse_network(R"({"name": "tiny_mobile", "layers": [
+      {"id": "stem", "type": "conv2d", "channels": 6, "kernel": 3, "padding": 1},
+      {"id": "bn0", "type": "batchnorm"},
+      {"id": "act0", "type": ")" +
+                       act + R"("},
+      {"id": "dw", "type": "depthwise_conv2d", "kernel": 3, "stride": 2, "padding": 1},
+      {"id": "bn1", "type": "batchnorm"},
+      {"id": "act1", "type": ")" +
+                       act2 + R"("},
+      {"id": "dw2", "type": "depthwise_conv2d", "kernel": [3, 1], "padding": [1, 0], "bias": true},
+      {"id": "bn2", "type": "batchnorm"},
+      {"id": "join", "type": "add", "inputs": ["act1", "bn2"]},
+      {"id": "act2", "type": ")" +
+                       act + R"("},
+      {"id": "pw", "type": "conv2d", "channels": 6, "kernel": 1},
+      {"id": "bn3", "type": "batchnorm"},
+      {"id": "join2", "type": "add", "inputs": ["bn3", "pw"]},
+      {"id": "avg", "type": "avg_pool2d", "kernel": 3, "stride": 2, "padding": 1},
+      {"id": "act3", "type": "silu"},
+      {"id": "pool", "type": ")" +
+                       pool + R"("},
+      {"id": "fc", "type": "linear", "features": "classes"}]})");
 }
 
 inline double norm_of(const std::vector<float>& values) {

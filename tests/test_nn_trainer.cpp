@@ -175,21 +175,20 @@ TEST(NnTrainer, WeightsOfAnotherNetworkAreRefusedByTensor) {
   expect_error([&] { smooth.load_state(path); }, {"'conv1.weight.velocity'", "missing"});
 }
 
-TEST(NnTrainer, ResumedRunIsTheUninterruptedRun) {
+void resumed_is_uninterrupted(TrainOptions options) {
   const DataPair data = tiny_data(28, 5);
   const std::string weights = temp_path("w"), state = temp_path("s");
-  Trainer whole(tiny_network(true), data, cpu_device(), tiny_options());
+  Trainer whole(tiny_network(true), data, cpu_device(), options);
   train_losses(&whole);
   whole.save_weights(temp_path("whole_w"));
   whole.save_state(temp_path("whole_s"));
 
-  Trainer first(tiny_network(true), data, cpu_device(), tiny_options());
+  Trainer first(tiny_network(true), data, cpu_device(), options);
   first.train([](const DrainRecord& r) { return r.step < 6; });  // stops in the second epoch
   first.save_weights(weights);
   first.save_state(state);
-  TrainOptions o = tiny_options();
-  o.seed = 1234;  // the run's own seed is in the state
-  Trainer second(tiny_network(true), data, cpu_device(), o);
+  options.seed = 1234;  // the run's own seed is in the state
+  Trainer second(tiny_network(true), data, cpu_device(), options);
   second.load_weights(weights);
   second.load_state(state);
   EXPECT_EQ(train_losses(&second).size(), 2u);
@@ -198,9 +197,64 @@ TEST(NnTrainer, ResumedRunIsTheUninterruptedRun) {
   EXPECT_EQ(test::file_bytes(temp_path("whole_w")), test::file_bytes(temp_path("second_w")));
   EXPECT_EQ(test::file_bytes(temp_path("whole_s")), test::file_bytes(temp_path("second_s")));
 
-  o.batch = 4;
-  Trainer other(tiny_network(true), data, cpu_device(), o);
+  options.batch = 4;
+  Trainer other(tiny_network(true), data, cpu_device(), options);
   expect_error([&] { other.load_state(state); }, {"batch 8", "4"});
+}
+
+TEST(NnTrainer, ResumedRunIsTheUninterruptedRun) { resumed_is_uninterrupted(tiny_options()); }
+
+TEST(NnTrainer, ResumedRunOfAdamwIsTheUninterruptedRun) {
+  TrainOptions o = tiny_options();
+  o.optimizer = Optimizer::kAdamw;
+  o.lr = 2e-3f;
+  o.clip_norm = 0.5f;
+  o.schedule = Schedule::kStep;
+  o.step_epochs = 1;
+  resumed_is_uninterrupted(o);
+}
+
+TEST(NnTrainer, StateOfTheOtherOptimizerIsRefused) {
+  const DataPair data = tiny_data(8, 4);
+  TrainOptions sgd = tiny_options(), adamw = tiny_options();
+  adamw.optimizer = Optimizer::kAdamw;
+  Trainer a(tiny_network(true), data, cpu_device(), sgd), b(tiny_network(true), data, cpu_device(), adamw);
+  const std::string of_sgd = temp_path("sgd"), of_adamw = temp_path("adamw");
+  a.save_state(of_sgd);
+  b.save_state(of_adamw);
+  expect_error([&] { a.load_state(of_adamw); }, {of_adamw, "state of adamw", "optimizer is sgd"});
+  expect_error([&] { b.load_state(of_sgd); }, {of_sgd, "state of sgd", "optimizer is adamw"});
+  EXPECT_STREQ(name_of(optimizer_from_name("adamw")), "adamw");
+  expect_error([] { optimizer_from_name("adam"); }, {"unknown optimizer 'adam'", "did you mean 'adamw'"});
+}
+
+TEST(NnTrainer, AdamwLearns) {
+  TrainOptions o = tiny_options();
+  o.optimizer = Optimizer::kAdamw;
+  o.batch = 32;
+  o.epochs = 8;
+  o.lr = 5e-3f;
+  o.augment_pad = 0;
+  o.augment_flip = false;
+  o.augment_cutout = 0;
+  Trainer trainer(test::tiny_mobile_network(true), tiny_data(256, 101), cpu_device(), o);
+  train_losses(&trainer);
+  EXPECT_GT(trainer.evaluate().accuracy, 0.9);
+}
+
+// One channel and many classes: nothing is made for CIFAR-10 alone.
+TEST(NnTrainer, TakesGreyImagesOfManyClasses) {
+  const NetworkDescription network = test::tiny_mobile_network(true);
+  DataPair data = tiny_data(20, 7, 6, 17);
+  for (Dataset* d : {&data.train, &data.test}) {
+    d->channels = 1;
+    d->images.resize(static_cast<size_t>(d->count()) * 36);
+  }
+  data.mean = {0.4f};
+  data.std = {0.25f};
+  Trainer trainer(network, data, cpu_device(), tiny_options());
+  EXPECT_EQ(train_losses(&trainer).size(), 6u);
+  EXPECT_EQ(trainer.evaluate().images, 7);
 }
 
 TEST(NnTrainer, MaxStepsStopsWithoutChangingTheSchedule) {
@@ -242,6 +296,12 @@ TEST(NnTrainer, RefusesWhatItCannotDo) {
   o = tiny_options();
   o.batch = 0;
   expect_error([&] { Trainer(tiny_network(true), data, cpu_device(), o); }, {"batch"});
+  o = tiny_options();
+  o.step_epochs = 0;
+  expect_error([&] { Trainer(tiny_network(true), data, cpu_device(), o); }, {"step_epochs"});
+  o = tiny_options();
+  o.clip_norm = -1;
+  expect_error([&] { Trainer(tiny_network(true), data, cpu_device(), o); }, {"clip_norm"});
   Trainer once(tiny_network(true), data, cpu_device(), tiny_options());
   once.train([](const DrainRecord&) { return false; });
   expect_error([&] { once.train([](const DrainRecord&) { return true; }); }, {"once"});

@@ -1,7 +1,10 @@
 // The judge judged, as in test_reference.cpp: elementwise ops, loss, optimizer, augmentation.
+#include <algorithm>
+#include <cstring>
 #include <set>
 #include <tuple>
 
+#include "kernels/common/error.h"
 #include "kernels/common/step_state.h"
 #include "tests/support/reference.h"
 
@@ -102,6 +105,131 @@ TEST(Sgd, HandWorked) {
   out = naive("sgd.step", "n2_d1_m0.5_wd0.25", {step_bytes(state), {std::nan(""), 1}, {8, 8}, {4, 4}});
   EXPECT_EQ(out["param"], (Values{8, 8}));
   EXPECT_EQ(out["velocity"], (Values{4, 4}));
+}
+
+TEST(Sgd, Clipping) {
+  REQUIRE_PASS("sgd.step");
+  StepState state;
+  state.lr = 0.5f;
+  // Norm 5, largest 2.5: half the gradient (but for 1e-6 in the divisor), before decay is added.
+  auto out =
+      naive("sgd.step", "n2_d1_m0.5_wd0.25_clip2.5", {step_bytes(state), {3, -4}, {5}, {8, 8}, {4, 4}});
+  expect_near(out["velocity"], {0.5 * 4 + 1.5 + 2, 0.5 * 4 - 2}, 1e-6, "velocity");
+  expect_near(out["param"], {8 - 0.5 * 5.5, 8}, 1e-6, "param");
+  // A norm below the limit changes nothing.
+  out = naive("sgd.step", "n2_clip10", {step_bytes(state), {3, -4}, {5}, {8, 8}, {4, 4}});
+  EXPECT_EQ(out["param"], (Values{6.5, 10}));
+  state.finite = 0;
+  out = naive("sgd.step", "n2_clip1", {step_bytes(state), {3, INFINITY}, {INFINITY}, {8, 8}, {4, 4}});
+  EXPECT_EQ(out["param"], (Values{8, 8}));
+}
+
+// PyTorch's AdamW (torch.optim.AdamW, no amsgrad) in double.
+struct AdamwLoop {
+  double beta1, beta2, eps, weight_decay;
+  Values w, m, v;
+  void step(const Values& g, double lr, int t, size_t decayed) {
+    for (size_t i = 0; i < w.size(); ++i) {
+      if (i < decayed) w[i] -= lr * weight_decay * w[i];
+      m[i] += (g[i] - m[i]) * (1 - beta1);
+      v[i] = v[i] * beta2 + g[i] * g[i] * (1 - beta2);
+      const double bias1 = 1 - std::pow(beta1, t), bias2 = 1 - std::pow(beta2, t);
+      const double denominator = std::sqrt(v[i]) / std::sqrt(bias2) + eps;
+      w[i] -= lr / bias1 * m[i] / denominator;
+    }
+  }
+};
+
+TEST(Adamw, ThreeStepsAsPyTorch) {
+  REQUIRE_PASS("adamw.step");
+  struct Variant {
+    const char* text;
+    double beta1, beta2, eps, weight_decay;
+    size_t decayed;
+  };
+  const size_t n = 7;
+  for (const Variant& v : {Variant{"n7", 0.9f, 0.999f, 1e-8f, 0, 0},
+                           {"n7_d4_wd0.1", 0.9f, 0.999f, 1e-8f, 0.1f, 4},
+                           {"n7_d7_ba0.5_bb0.75_eps0.01_wd0.5", 0.5, 0.75, 0.01f, 0.5, 7},
+                           {"n7_ba0_bb0.5", 0, 0.5, 1e-8f, 0, 0}}) {
+    AdamwLoop loop{v.beta1, v.beta2, v.eps, v.weight_decay, random_values(n, 1), Values(n), Values(n)};
+    Values w = loop.w, first(n), second(n);
+    for (int t = 1; t <= 3; ++t) {
+      const Values g = random_values(n, 10 + static_cast<uint64_t>(t));
+      StepState state;
+      state.lr = 0.125f / static_cast<float>(t);
+      state.step = static_cast<uint32_t>(t - 1);
+      loop.step(g, state.lr, t, v.decayed);
+      auto out = naive("adamw.step", v.text, {step_bytes(state), g, w, first, second});
+      w = out["param"];
+      first = out["first_moment"];
+      second = out["second_moment"];
+      expect_near(w, loop.w, 1e-6, v.text + std::string(" param"));
+      expect_near(first, loop.m, 1e-6, v.text + std::string(" first_moment"));
+      expect_near(second, loop.v, 1e-6, v.text + std::string(" second_moment"));
+    }
+  }
+}
+
+TEST(Adamw, HandWorked) {
+  REQUIRE_PASS("adamw.step");
+  StepState state;
+  state.lr = 0.5f;
+  // The first step from zero moments is lr * sign(g), whatever |g|, after decay.
+  auto out = naive("adamw.step", "n3_d1_wd0.5",
+                   {step_bytes(state), {100, -1e-3, 2}, {8, 8, 8}, {0, 0, 0}, {0, 0, 0}});
+  expect_near(out["param"], {8 * 0.75 - 0.5, 8.5, 7.5}, 1e-5, "param");
+  // Clipping scales the moments: norm 5, largest 2.5.
+  out = naive("adamw.step", "n2_ba0.5_bb0.5_clip2.5",
+              {step_bytes(state), {3, -4}, {5}, {8, 8}, {0, 0}, {0, 0}});
+  expect_near(out["first_moment"], {0.75, -1}, 1e-6, "first_moment");
+  expect_near(out["second_moment"], {1.125, 2}, 1e-6, "second_moment");
+  expect_near(out["param"], {7.5, 8.5}, 1e-6, "param");
+  state.finite = 0;
+  out = naive("adamw.step", "n2", {step_bytes(state), {std::nan(""), 1}, {8, 8}, {4, 4}, {2, 2}});
+  EXPECT_EQ(out["param"], (Values{8, 8}));
+  EXPECT_EQ(out["first_moment"], (Values{4, 4}));
+  EXPECT_EQ(out["second_moment"], (Values{2, 2}));
+}
+
+TEST(Adamw, BiasCorrectionsOfLateSteps) {
+  REQUIRE_PASS("adamw.step");
+  const PassInfo& pass = *find("adamw.step");
+  const AnyProblem problem = pass.parse("n5_d2_wd0.01", DType::kF32);
+  for (const uint32_t step : {0u, 1u, 99u, 4095u, 123456u, 4294967295u}) {
+    HostTensors tensors;
+    for (const TensorSpec& spec : pass.tensors(problem)) tensors.emplace_back(spec);
+    StepState state;
+    state.lr = 0.125f;
+    state.step = step;
+    std::memcpy(tensors[0].data.data(), &state, sizeof state);
+    for (const size_t i : {1u, 3u, 4u, 5u}) {
+      const Values values = random_values(5, 20 + i, i == 5);
+      for (size_t j = 0; j < 5; ++j) tensors[i].as<float>()[j] = static_cast<float>(values[j]);
+    }
+    const HostTensors want = execute(pass, problem, cpu_device(), "cpu_naive", tensors);
+    const HostTensors got = execute(pass, problem, cpu_device(), "cpu_fast", tensors);
+    for (int j = 0; j < 5; ++j) {
+      const float w = want[3].as<float>()[j];
+      EXPECT_NEAR(got[3].as<float>()[j], w, 1e-6 * std::max(1.0f, std::abs(w))) << step;
+    }
+  }
+}
+
+TEST(Updates, ProblemStrings) {
+  REQUIRE_PASS("adamw.step");
+  const auto text = [](const char* id, const char* problem) {
+    return find(id)->parse(problem, DType::kF32).text;
+  };
+  for (const char* same : {"n9_d4_m0.9_wd0.01_nesterov_clip0.5", "n9_clip1"})
+    EXPECT_EQ(text("sgd.step", same), same);
+  for (const char* same : {"n9", "n9_d4_ba0.8_bb0.95_eps0.000001_wd0.01_clip1"}) {
+    EXPECT_EQ(text("adamw.step", same), same);
+  }
+  EXPECT_EQ(text("adamw.step", "n9_ba0.9_bb0.999_eps1e-08"), "n9");
+  for (const char* bad : {"n9_ba1", "n9_bb1.5", "n9_eps-1", "n9_clip-1", "n9_d10", "n9_m0.9"}) {
+    EXPECT_THROW(text("adamw.step", bad), Error) << bad;
+  }
 }
 
 TEST(GradNorm, HandWorked) {

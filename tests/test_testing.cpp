@@ -1,6 +1,7 @@
 // The tests can fail: every kind of fault, planted into every output of every pass, is caught.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <map>
@@ -103,18 +104,32 @@ PassInfo with_fault(const PassInfo& pass, Planted planted) {
   return faulty;
 }
 
-// A middling problem of the pass: big enough to have a last element that is not the first.
-std::string problem_of(const PassInfo& pass) {
+// The first problem of the pass that has as many outputs as any and is big enough to have a last element that
+// is not the first.
+std::string find_problem_of(const PassInfo& pass) {
+  std::string found;
+  size_t most = 0;
   for (const NamedProblem& named : suite_problems(Suite::kTest)) {
     if (named.op != pass.op || !named.has_pass(pass.pass)) continue;
     const AnyProblem problem = pass.parse(named.text, DType::kF32);
     int64_t least = std::numeric_limits<int64_t>::max();
+    size_t outputs = 0;
     for (const TensorSpec& spec : pass.tensors(problem)) {
-      if (spec.is_output()) least = std::min(least, spec.elements());
+      if (!spec.is_output()) continue;
+      least = std::min(least, spec.elements());
+      ++outputs;
     }
-    if (least >= (pass.op == "grad_norm" ? 1 : 2)) return problem.text;
+    if (outputs <= most || least < (pass.op == "grad_norm" ? 1 : 2)) continue;
+    found = problem.text;
+    most = outputs;
   }
-  return "";
+  return found;
+}
+
+const std::string& problem_of(const PassInfo& pass) {
+  static std::map<std::string, std::string> known;
+  const auto it = known.find(pass.id());
+  return it != known.end() ? it->second : known[pass.id()] = find_problem_of(pass);
 }
 
 Verdict verdict_of(const PassInfo& pass, Planted planted) {
@@ -173,7 +188,11 @@ TEST(PlantedFaults, NondeterminismOfOneBitIsCaught) {
       const Verdict verdict = verdict_of(pass, {Fault::kSecondRun, i});
       EXPECT_FALSE(verdict.ok) << pass.id() << " " << specs[i].name;
       ++tried;
-      if (specs[i].check == Check::kReal) {
+      // One bit of a y that is 0 makes it positive, against its mask.
+      const bool masked = specs[i].name == "y" && std::any_of(specs.begin(), specs.end(), [](const auto& s) {
+                            return s.is_output() && s.check == Check::kMask;
+                          });
+      if (specs[i].check == Check::kReal && !masked) {
         EXPECT_NE(verdict.message.find("differs between two runs"), std::string::npos) << verdict.message;
       }
     }

@@ -1,4 +1,4 @@
-"""What the PyTorch benchmarks share: problem strings, timing, and Google Benchmark's JSON."""
+"""What the PyTorch programs share: problem strings, timing, Google Benchmark's JSON, safetensors files."""
 
 import datetime
 import json
@@ -7,14 +7,17 @@ import os
 import re
 import socket
 import statistics
+import struct
 import sys
 import time
 
+import numpy
 import torch
 
 L2_ROTATION = 3  # cold timing: buffers rotated over more than this many times the L2 cache
 REPETITIONS = 7
 MOST_SETS = 512
+SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 
 
 def parse_problem(text):
@@ -152,3 +155,41 @@ def write_results(path, facts, rows):
     with open(path + ".tmp", "w") as out:
         out.write(text + "\n")
     os.replace(path + ".tmp", path)
+
+
+def read_safetensors(path):
+    """{name: NumPy array} of a safetensors file."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        data = file.read()
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            flat = numpy.frombuffer(data[begin:end], SAFETENSORS_TYPES[entry["dtype"]])
+            tensors[name] = flat.reshape(entry["shape"])
+    return tensors
+
+
+def write_safetensors(path, tensors):
+    """`tensors`: {name: NumPy array}. The header is padded, so that the data begin at a multiple of 8."""
+    names = {numpy.dtype(code): name for name, code in SAFETENSORS_TYPES.items()}
+    header, blobs, at = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, array in tensors.items():
+        blob = numpy.ascontiguousarray(array).tobytes()
+        header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [at, at + len(blob)]}
+        blobs.append(blob)
+        at += len(blob)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+
+
+def load_weights(net, tensors):
+    """Hands {name: NumPy array} to a network; a name or shape that does not fit is an error."""
+    kinds = net.state_dict()
+    state = {name: torch.from_numpy(numpy.array(array)).to(kinds[name].dtype if name in kinds else None)
+             for name, array in tensors.items()}
+    net.load_state_dict(state, strict=True)

@@ -156,7 +156,8 @@ def measure(kind, name, precision, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="small_cnn,resnet18", help="comma-separated")
+    parser.add_argument("--network", default="small_cnn,resnet18",
+                        help=f"comma-separated, of {', '.join(nets.names())}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", help="fp32, bf16 or both with a comma (default: bf16 on cuda, fp32 on cpu)")
     parser.add_argument("--batch", type=int, default=512)

@@ -177,8 +177,9 @@ def build(op_pass, p, make):
             return builder(p, make, which)
     if op_pass in ("global_avg_pool_fwd", "global_avg_pool_bwd"):
         return map_pass(p, make, op_pass[-3:], lambda x: x.mean((2, 3), keepdim=True), (p["n"], p["c"], 1, 1), count)
-    if op_pass in ("relu_fwd", "relu_bwd"):
-        return map_pass(p, make, op_pass[-3:], F.relu, (p["n"], p["c"], p["h"], p["w"]), count)
+    act = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}.get(op_pass[:-4])
+    if act and op_pass[-4:] in ("_fwd", "_bwd"):
+        return map_pass(p, make, op_pass[-3:], act, (p["n"], p["c"], p["h"], p["w"]), count)
     if op_pass == "add_fwd":
         pair = lambda: (make.nhwc(p["n"], p["c"], p["h"], p["w"]), make.nhwc(p["n"], p["c"], p["h"], p["w"]))
         return pair, lambda one: one[0] + one[1], count
@@ -207,6 +208,8 @@ def default_rows():
     for n, c, h in ((512, 64, 32), (2000, 64, 31), (2000, 256, 15), (512, 256, 8)):
         rows += [(f"max_pool2d_{which}", f"n{n}_h{h}_w{h}_c{c}_r2_st2_p0_arg8") for which in ("fwd", "bwd")]
         rows.append(("global_avg_pool_fwd", f"n{n}_h{h}_w{h}_c{c}"))
+    for act, text in (("gelu", "n2000_h15_w15_c64"), ("silu", "n2000_h15_w15_c64"), ("relu6", "n512_h32_w32_c96")):
+        rows += [(f"{act}_{which}", text) for which in ("fwd", "bwd")]
     for n, c in ((512, 10), (2000, 10), (65536, 10), (8192, 1000)):
         rows.append(("softmax_xent_fwd_bwd", f"n{n}_c{c}_ls0.1"))
     return rows

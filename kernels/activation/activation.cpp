@@ -18,8 +18,39 @@ Problem parse_elementwise(std::string_view op, std::string_view text, DType dtyp
   return p;
 }
 
-TensorSpec tensor(const ElementwiseProblem& p, const char* name, Role role, Check check) {
-  return {.name = name, .shape = {p.n, p.h, p.w, p.c}, .dtype = p.dtype, .role = role, .check = check};
+TensorSpec tensor(const ElementwiseProblem& p, const char* name, Role role, Check check,
+                  Fill fill = Fill::kReal) {
+  return {.name = name,
+          .shape = {p.n, p.h, p.w, p.c},
+          .dtype = p.dtype,
+          .role = role,
+          .fill = fill,
+          .check = check};
+}
+
+// An output that is rounded from `terms` terms of about its own size.
+TensorSpec rounded(const ElementwiseProblem& p, const char* name, double terms) {
+  TensorSpec spec = tensor(p, name, Role::kOut, Check::kReal);
+  spec.terms = terms;
+  return spec;
+}
+
+// x -> y of an op that selects.
+std::vector<TensorSpec> selecting_fwd(const ElementwiseProblem& p, Fill fill = Fill::kReal) {
+  return {tensor(p, "x", Role::kIn, Check::kExact, fill), tensor(p, "y", Role::kOut, Check::kExact)};
+}
+std::vector<TensorSpec> selecting_bwd(const ElementwiseProblem& p, Fill fill = Fill::kReal) {
+  return {tensor(p, "dy", Role::kIn, Check::kExact), tensor(p, "y", Role::kIn, Check::kExact, fill),
+          tensor(p, "dx", Role::kOut, Check::kExact)};
+}
+
+// gelu and silu: x times a function of x, and dy times a slope that has two terms.
+std::vector<TensorSpec> smooth_fwd(const ElementwiseProblem& p) {
+  return {tensor(p, "x", Role::kIn, Check::kReal), rounded(p, "y", 1)};
+}
+std::vector<TensorSpec> smooth_bwd(const ElementwiseProblem& p) {
+  return {tensor(p, "dy", Role::kIn, Check::kReal), tensor(p, "x", Role::kIn, Check::kReal),
+          rounded(p, "dx", 2)};
 }
 
 }  // namespace
@@ -40,17 +71,28 @@ void ElementwiseProblem::validate(std::string_view op) const {
 ReluProblem ReluProblem::parse(std::string_view text, DType dtype) {
   return parse_elementwise<ReluProblem>("relu", text, dtype);
 }
+Relu6Problem Relu6Problem::parse(std::string_view text, DType dtype) {
+  return parse_elementwise<Relu6Problem>("relu6", text, dtype);
+}
+GeluProblem GeluProblem::parse(std::string_view text, DType dtype) {
+  return parse_elementwise<GeluProblem>("gelu", text, dtype);
+}
+SiluProblem SiluProblem::parse(std::string_view text, DType dtype) {
+  return parse_elementwise<SiluProblem>("silu", text, dtype);
+}
 AddProblem AddProblem::parse(std::string_view text, DType dtype) {
   return parse_elementwise<AddProblem>("add", text, dtype);
 }
 
-std::vector<TensorSpec> ReluFwd::tensors(const ReluProblem& p) {
-  return {tensor(p, "x", Role::kIn, Check::kExact), tensor(p, "y", Role::kOut, Check::kExact)};
-}
-std::vector<TensorSpec> ReluBwd::tensors(const ReluProblem& p) {
-  return {tensor(p, "dy", Role::kIn, Check::kExact), tensor(p, "y", Role::kIn, Check::kExact),
-          tensor(p, "dx", Role::kOut, Check::kExact)};
-}
+std::vector<TensorSpec> ReluFwd::tensors(const ReluProblem& p) { return selecting_fwd(p); }
+std::vector<TensorSpec> ReluBwd::tensors(const ReluProblem& p) { return selecting_bwd(p); }
+std::vector<TensorSpec> Relu6Fwd::tensors(const Relu6Problem& p) { return selecting_fwd(p, Fill::kWide); }
+std::vector<TensorSpec> Relu6Bwd::tensors(const Relu6Problem& p) { return selecting_bwd(p, Fill::kWide); }
+std::vector<TensorSpec> GeluFwd::tensors(const GeluProblem& p) { return smooth_fwd(p); }
+std::vector<TensorSpec> GeluBwd::tensors(const GeluProblem& p) { return smooth_bwd(p); }
+std::vector<TensorSpec> SiluFwd::tensors(const SiluProblem& p) { return smooth_fwd(p); }
+std::vector<TensorSpec> SiluBwd::tensors(const SiluProblem& p) { return smooth_bwd(p); }
+
 std::vector<TensorSpec> AddFwd::tensors(const AddProblem& p) {
   return {tensor(p, "a", Role::kIn, Check::kSum), tensor(p, "b", Role::kIn, Check::kSum),
           tensor(p, "y", Role::kOut, Check::kSum)};

@@ -1,11 +1,18 @@
 #include "kernels/batchnorm/batchnorm.h"
 
 #include <cmath>
+#include <utility>
 
+#include "kernels/common/philox.h"
 #include "kernels/common/problem_string.h"
 
 namespace kiln {
 namespace {
+
+constexpr std::pair<BatchnormAct, const char*> kActs[] = {{BatchnormAct::kRelu, "relu"},
+                                                          {BatchnormAct::kRelu6, "relu6"},
+                                                          {BatchnormAct::kGelu, "gelu"},
+                                                          {BatchnormAct::kSilu, "silu"}};
 
 TensorSpec image(const BatchnormProblem& p, const char* name, Role role = Role::kIn) {
   return {.name = name,
@@ -36,11 +43,34 @@ TensorSpec input_gradient(const BatchnormProblem& p) {
   return spec;
 }
 
+TensorSpec residual(const BatchnormProblem& p) {
+  return image(p, "residual", p.residual ? Role::kIn : Role::kAbsent);
+}
+
+// Read by backward, written by forward: `present` says which. Bits of no channel are 0.
+TensorSpec mask(const BatchnormProblem& p, Role present) {
+  return {.name = "mask",
+          .shape = {p.n, p.h, p.w, p.mask_bytes_per_pixel()},
+          .dtype = DType::kU8,
+          .role = p.masked() ? present : Role::kAbsent,
+          .fill = Fill::kDerived,
+          .limit = p.act == BatchnormAct::kRelu6 ? 6 : 0,
+          .check = Check::kMask};
+}
+
+// A selection of dy.
+TensorSpec residual_gradient(const BatchnormProblem& p) {
+  TensorSpec spec = image(p, "dresidual", p.masked() ? Role::kOut : Role::kAbsent);
+  spec.check = Check::kExact;
+  return spec;
+}
+
 }  // namespace
 
 std::string BatchnormProblem::str() const {
   ProblemWriter out;
-  out.field("n", n).field("h", h).field("w", w).field("c", c).flag("relu", relu);
+  out.field("n", n).field("h", h).field("w", w).field("c", c).flag("res", residual);
+  for (const auto& [value, name] : kActs) out.flag(name, act == value);
   const BatchnormProblem defaults;
   if (eps != defaults.eps) out.real("eps", eps);
   if (momentum != defaults.momentum) out.real("mom", momentum);
@@ -48,13 +78,22 @@ std::string BatchnormProblem::str() const {
 }
 
 BatchnormProblem BatchnormProblem::parse(std::string_view text, DType dtype) {
-  const ProblemReader in("batchnorm", text, {"n", "h", "w", "c", "eps", "mom"}, {"relu"});
+  const ProblemReader in("batchnorm", text, {"n", "h", "w", "c", "eps", "mom"},
+                         {"res", "relu", "relu6", "gelu", "silu"});
   BatchnormProblem p;
   p.n = static_cast<int>(in.integer("n"));
   p.h = static_cast<int>(in.integer("h", 1));
   p.w = static_cast<int>(in.integer("w", p.h));
   p.c = static_cast<int>(in.integer("c"));
-  p.relu = in.flag("relu");
+  p.residual = in.flag("res");
+  for (const auto& [value, name] : kActs) {
+    if (!in.flag(name)) continue;
+    if (p.act != BatchnormAct::kNone) {
+      fail_problem("batchnorm", std::string(text.substr(text.find(':') + 1)),
+                   "has two activations, at most one goes");
+    }
+    p.act = value;
+  }
   if (in.has("eps")) p.eps = static_cast<float>(in.real("eps", 0));
   if (in.has("mom")) p.momentum = static_cast<float>(in.real("mom", 0));
   p.dtype = dtype;
@@ -73,6 +112,8 @@ void BatchnormProblem::validate() const {
   rule(dtype == DType::kF32 || dtype == DType::kBF16, "dtype must be fp32 or bf16");
   rule(eps > 0 && std::isfinite(eps), "eps must be positive and finite");
   rule(momentum >= 0 && momentum <= 1, "mom must be within 0 and 1");
+  rule(!residual || act == BatchnormAct::kNone || act == BatchnormAct::kRelu || act == BatchnormAct::kRelu6,
+       "a residual goes with no activation, relu or relu6");
   require_indexable("batchnorm", text, "x", {n, h, w, c});
 }
 
@@ -80,18 +121,25 @@ std::vector<TensorSpec> BatchnormFwdTrain::tensors(const BatchnormProblem& p) {
   return {image(p, "x"),
           channel(p, "gamma", Role::kIn, Fill::kPositive),
           channel(p, "beta"),
+          residual(p),
           channel(p, "running_mean", Role::kInOut),
           channel(p, "running_var", Role::kInOut, Fill::kPositive),
           image(p, "y", Role::kOut),
           channel(p, "saved_mean", Role::kOut),
-          channel(p, "saved_rstd", Role::kOut)};
+          channel(p, "saved_rstd", Role::kOut),
+          mask(p, Role::kOut)};
 }
 
 std::vector<TensorSpec> BatchnormFwdApply::tensors(const BatchnormProblem& p) {
   TensorSpec y = image(p, "y", Role::kOut);
   y.terms = 1;
-  return {image(p, "x"),      channel(p, "gamma", Role::kIn, Fill::kPositive), channel(p, "beta"),
-          channel(p, "mean"), channel(p, "rstd", Role::kIn, Fill::kPositive),  y};
+  return {image(p, "x"),
+          channel(p, "gamma", Role::kIn, Fill::kPositive),
+          channel(p, "beta"),
+          channel(p, "mean"),
+          channel(p, "rstd", Role::kIn, Fill::kPositive),
+          residual(p),
+          y};
 }
 
 std::vector<TensorSpec> BatchnormFwdInfer::tensors(const BatchnormProblem& p) {
@@ -102,6 +150,7 @@ std::vector<TensorSpec> BatchnormFwdInfer::tensors(const BatchnormProblem& p) {
           channel(p, "beta"),
           channel(p, "running_mean"),
           channel(p, "running_var", Role::kIn, Fill::kPositive),
+          residual(p),
           y};
 }
 
@@ -112,9 +161,11 @@ std::vector<TensorSpec> BatchnormBwd::tensors(const BatchnormProblem& p) {
           channel(p, "beta"),
           channel(p, "saved_mean", Role::kIn, Fill::kDerived),
           channel(p, "saved_rstd", Role::kIn, Fill::kDerived),
+          mask(p, Role::kIn),
           input_gradient(p),
           channel(p, "dgamma", Role::kOut),
-          channel(p, "dbeta", Role::kOut)};
+          channel(p, "dbeta", Role::kOut),
+          residual_gradient(p)};
 }
 
 void BatchnormBwd::derive(const BatchnormProblem& p, HostTensors& tensors) {
@@ -129,6 +180,15 @@ void BatchnormBwd::derive(const BatchnormProblem& p, HostTensors& tensors) {
   for (int c = 0; c < p.c; ++c) {
     saved_mean[c] = static_cast<float>(mean[c]);
     saved_rstd[c] = static_cast<float>(1.0 / std::sqrt(m2[c] / static_cast<double>(m) + p.eps));
+  }
+  if (!p.masked()) return;
+  unsigned char* bits = tensors[6].data.data();  // [N,H,W,ceil(C/8)]
+  const int row = p.mask_bytes_per_pixel();
+  const unsigned char last = static_cast<unsigned char>(0xff >> (8 * row - p.c));
+  for (long long i = 0; i < m * row; ++i) {
+    const Philox4 draw = philox(1, PhiloxStream::kTest, static_cast<uint64_t>(i));
+    bits[i] = static_cast<unsigned char>(draw.v[0] >> 24);
+    if (i % row == row - 1) bits[i] &= last;
   }
 }
 

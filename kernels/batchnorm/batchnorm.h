@@ -1,13 +1,18 @@
 // batchnorm: batch normalisation over N, H, W per channel (PyTorch's BatchNorm2d), NHWC, with an optional
-// ReLU.
+// residual and activation behind it.
 //
-//   statistics   mean[c] = sum x / M,  var[c] = sum (x - mean)^2 / M (biased),  M = N*H*W,  rstd =
-//   1/sqrt(var+eps) fwd_*        y = act(gamma[c] * (x - mean[c]) * rstd[c] + beta[c]),  act: identity or
-//   ReLU fwd_train    running = (1 - momentum) * running + momentum * statistic, with the unbiased variance
+//   statistics   mean[c] = sum x / M,  var[c] = sum (x - mean)^2 / M (biased),  M = N*H*W,
+//                rstd = 1/sqrt(var+eps)
+//
+//   fwd_*        u = gamma[c] * (x - mean[c]) * rstd[c] + beta[c] (+ residual),  y = act(u)
+//
+//   fwd_train    running = (1 - momentum) * running + momentum * statistic, with the unbiased variance
 //                var * M / (M - 1) (biased where M = 1); saves mean and rstd
-//   bwd          g = dy where the activation passed (recomputed from x), else 0
+//
+//   bwd          g = dy * act'(u): u is recomputed from x; behind a residual the mask says where act passed,
+//                which is where the stored y > 0 (relu6: 0 < y < 6)
 //                dbeta = sum g,  dgamma = sum g * (x - mean) * rstd,
-//                dx = gamma * rstd * (g - dbeta/M - (x - mean) * rstd * dgamma/M)
+//                dx = gamma * rstd * (g - dbeta/M - (x - mean) * rstd * dgamma/M),  dresidual = g
 //
 // Statistics are computed as Welford or a two-pass sum about a mean, never as E[x^2] - E[x]^2.
 #pragma once
@@ -22,15 +27,22 @@
 
 namespace kiln {
 
+// The activation behind the normalisation; formulas as in activation.h.
+enum class BatchnormAct { kNone, kRelu, kRelu6, kGelu, kSilu };
+
 struct BatchnormProblem {
   int n = 1, h = 1, w = 1, c = 1;
-  bool relu = false;  // ReLU behind it
+  BatchnormAct act = BatchnormAct::kNone;
+  bool residual = false;  // a tensor of x's shape is added before the activation (none, relu or relu6)
   float eps = 1e-5f;
   float momentum = 0.1f;  // weight of the new statistic
   DType dtype = DType::kF32;
 
   long long per_channel() const { return 1LL * n * h * w; }  // M
-  // "n512_h32_w32_c64[_relu][_eps0.001][_mom0.5]"; h and w default to 1, or w to h.
+  // Training saves where the activation passed: behind a residual u cannot be recomputed from x alone.
+  bool masked() const { return residual && act != BatchnormAct::kNone; }
+  int mask_bytes_per_pixel() const { return (c + 7) / 8; }
+  // "n512_h32_w32_c64[_res][_relu|_relu6|_gelu|_silu][_eps0.001][_mom0.5]"; h and w default to 1, or w to h.
   std::string str() const;
   static BatchnormProblem parse(std::string_view text, DType dtype);
   void validate() const;
@@ -41,14 +53,16 @@ struct BatchnormFwdTrain {
   static constexpr const char* kPass = "fwd_train";
   using Problem = BatchnormProblem;
   struct Args {
-    const void* x;       // [N,H,W,C] dtype
-    const void* gamma;   // [C] fp32
-    const void* beta;    // [C] fp32
-    void* running_mean;  // [C] fp32, in and out
-    void* running_var;   // [C] fp32, in and out
-    void* y;             // [N,H,W,C] dtype
-    void* saved_mean;    // [C] fp32
-    void* saved_rstd;    // [C] fp32
+    const void* x;         // [N,H,W,C] dtype
+    const void* gamma;     // [C] fp32
+    const void* beta;      // [C] fp32
+    const void* residual;  // [N,H,W,C] dtype, null without
+    void* running_mean;    // [C] fp32, in and out
+    void* running_var;     // [C] fp32, in and out
+    void* y;               // [N,H,W,C] dtype
+    void* saved_mean;      // [C] fp32
+    void* saved_rstd;      // [C] fp32
+    void* mask;            // [N,H,W,ceil(C/8)] uint8, bit c%8 of byte c/8: act passed; null unless masked()
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 8.0 * p.per_channel() * p.c; }
@@ -61,12 +75,13 @@ struct BatchnormFwdApply {
   static constexpr const char* kPass = "fwd_apply";
   using Problem = BatchnormProblem;
   struct Args {
-    const void* x;      // [N,H,W,C] dtype
-    const void* gamma;  // [C] fp32
-    const void* beta;   // [C] fp32
-    const void* mean;   // [C] fp32
-    const void* rstd;   // [C] fp32
-    void* y;            // [N,H,W,C] dtype
+    const void* x;         // [N,H,W,C] dtype
+    const void* gamma;     // [C] fp32
+    const void* beta;      // [C] fp32
+    const void* mean;      // [C] fp32
+    const void* rstd;      // [C] fp32
+    const void* residual;  // [N,H,W,C] dtype, null without
+    void* y;               // [N,H,W,C] dtype
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 3.0 * p.per_channel() * p.c; }
@@ -84,6 +99,7 @@ struct BatchnormFwdInfer {
     const void* beta;          // [C] fp32
     const void* running_mean;  // [C] fp32
     const void* running_var;   // [C] fp32
+    const void* residual;      // [N,H,W,C] dtype, null without
     void* y;                   // [N,H,W,C] dtype
   };
   static std::vector<TensorSpec> tensors(const Problem&);
@@ -102,14 +118,17 @@ struct BatchnormBwd {
     const void* beta;        // [C] fp32
     const void* saved_mean;  // [C] fp32
     const void* saved_rstd;  // [C] fp32
+    const void* mask;        // [N,H,W,ceil(C/8)] uint8, as fwd_train wrote it; null unless masked()
     void* dx;                // [N,H,W,C] dtype
     void* dgamma;            // [C] fp32
     void* dbeta;             // [C] fp32
+    void* dresidual;         // [N,H,W,C] dtype; null unless masked() (without activation it is dy)
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 11.0 * p.per_channel() * p.c; }
   static Table<BatchnormBwd> impls(DeviceKind);
-  static void derive(const Problem&, HostTensors&);  // saved_mean, saved_rstd: the statistics of x
+  // saved_mean, saved_rstd: the statistics of x; mask: random bits, unused bits 0
+  static void derive(const Problem&, HostTensors&);
 };
 
 }  // namespace kiln

@@ -1,62 +1,48 @@
-// batchnorm bwd: with g[m,c] = dy[m,c] where act passed, dbeta[c] = sum_m g, dgamma[c] = rstd[c] * sum_m g *
-// d, d = x[m,c] - mean[c], and dx[m,c] = gamma[c] * rstd[c] * (g - dbeta[c]/M - d * rstd[c] * dgamma[c]/M).
+// batchnorm bwd: with g[m,c] = dy[m,c] * act'(u[m,c]), or dy where the mask's bit is set, dbeta[c] = sum_m g,
+// dgamma[c] = rstd[c] * sum_m g * d, d = x[m,c] - mean[c], dresidual = g, and
+// dx[m,c] = gamma[c] * rstd[c] * (g - dbeta[c]/M - d * rstd[c] * dgamma[c]/M).
 //
 // Three launches. (1) partial: a thread (batchnorm_tile.cuh says which part it owns) sums g and g * d of its
-// rows, kRows rows in flight; the threads of a channel add up in a tree through shared memory, 2 * V * 1 KiB.
-// (2) merge: kMergeRows threads a channel add the chunks in a fixed order. (3) dx, walking backwards so that
-// it starts with what is still in L2. Workspace: the sums, [chunks,2,C] fp32. Needs 16-byte aligned tensors.
-// Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
-#include "kernels/batchnorm/batchnorm_math.h"
-#include "kernels/batchnorm/batchnorm_tile.cuh"
+// rows, Gate::kSumRows rows in flight; the threads of a channel add up in a tree through shared memory, V * 2
+// KiB. (2) merge: kMergeRows threads a channel add the chunks in a fixed order. (3) dx and dresidual, walking
+// backwards so that it starts with what is still in L2. Workspace: the sums, [chunks,2,C] fp32. Needs 16-byte
+// aligned tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
+#include <type_traits>
+
+#include "kernels/batchnorm/batchnorm_gate.cuh"
 #include "kernels/common/check.h"
 
 namespace kiln {
 namespace {
 
-constexpr int kSumRows = 4;       // rows in flight, of x and of dy
-constexpr int kGradientRows = 2;  // the same in the last stage, which holds more a channel
-constexpr int kSumBlocks = 2;     // blocks a multiprocessor: all are resident
+constexpr int kSumBlocks = 2;  // blocks a multiprocessor: all are resident
 constexpr int kGradientBlocks = 8;
-constexpr int kMergeLanes = 8;  // channels of a merge block: a 32-byte sector
+constexpr int kGradientRows = 2;  // rows in flight, of x and of dy, in the last stage
+constexpr int kMergeLanes = 8;    // channels of a merge block: a 32-byte sector
 constexpr int kMergeRows = kTileThreads / kMergeLanes;
 
-// What forward knew of a thread's channels.
-template <int V>
-struct Channels {
-  float mean[V], scale[V], beta[V];
-
-  __device__ __forceinline__ void load(const float* gamma, const float* beta_c, const float* saved_mean,
-                                       const float* saved_rstd, int channel) {
-    float rstd[V];
-    load_channels(saved_mean + channel, mean);
-    load_channels(gamma + channel, scale);
-    load_channels(beta_c + channel, beta);
-    load_channels(saved_rstd + channel, rstd);
+template <class Gate, class T, int V, bool kFull>
+__device__ __forceinline__ void sum_rows(const T* __restrict__ dy, const T* __restrict__ x,
+                                         const MaskWalk& mask, ptrdiff_t step, int left,
+                                         const Channels<V>& ch, const BatchnormActivation& activation,
+                                         float (&sum_g)[V], float (&sum_gd)[V]) {
+  constexpr int kRows = Gate::kSumRows;
+  Vec<T, V> dy_rows[kRows], x_rows[kRows];
+  unsigned bits[kRows] = {};
+  load_rows<T, V, kRows, kFull>(dy, step, left, dy_rows);
+  load_rows<T, V, kRows, kFull>(x, step, left, x_rows);
+  load_bits<Gate, kRows, kFull>(mask, left, bits);
 #pragma unroll
-    for (int v = 0; v < V; ++v) scale[v] = batchnorm_scale(scale[v], rstd[v]);
-  }
-  // dy where the activation passed.
-  __device__ __forceinline__ float gradient(int v, float dy, float centred, bool relu) const {
-    return batchnorm_passes(batchnorm_pre(centred, scale[v], beta[v]), relu) ? dy : 0.0f;
-  }
-};
-
-template <class T, int V, bool kFull>
-__device__ __forceinline__ void sum_rows(const T* __restrict__ dy, const T* __restrict__ x, ptrdiff_t step,
-                                         int left, const Channels<V>& ch, bool relu, float (&sum_g)[V],
-                                         float (&sum_gd)[V]) {
-  Vec<T, V> dy_rows[kSumRows], x_rows[kSumRows];
-  load_rows<T, V, kSumRows, kFull>(dy, step, left, dy_rows);
-  load_rows<T, V, kSumRows, kFull>(x, step, left, x_rows);
-#pragma unroll
-  for (int u = 0; u < kSumRows; ++u) {
+  for (int u = 0; u < kRows; ++u) {
     if (kFull || u < left) {
+      float d[V], g[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) d[v] = batchnorm_centre(x_rows[u][v], ch.mean[v]);
+      gate<Gate>(dy_rows[u], d, bits[u], ch, activation, g);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float d = batchnorm_centre(x_rows[u][v], ch.mean[v]);
-        const float g = ch.gradient(v, dy_rows[u][v], d, relu);
-        sum_g[v] += g;
-        sum_gd[v] += g * d;
+        sum_g[v] += g[v];
+        sum_gd[v] += g[v] * d[v];
       }
     }
   }
@@ -91,16 +77,18 @@ __device__ __forceinline__ void add_block(float (&sum_g)[V], float (&sum_gd)[V],
   }
 }
 
-template <class T, int V>
-__global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_partial_kernel(
-    const T* __restrict__ dy,              // [M,C]
-    const T* __restrict__ x,               // [M,C]
-    const float* __restrict__ gamma,       // [C]
-    const float* __restrict__ beta,        // [C]
-    const float* __restrict__ saved_mean,  // [C]
-    const float* __restrict__ saved_rstd,  // [C]
-    float* __restrict__ partial,           // [chunks,2,C]: sum g, sum g * d
-    const __grid_constant__ BatchnormTile tile, bool relu) {
+template <class Gate, class T, int V>
+__global__ __launch_bounds__(kTileThreads, kSumBlocks) void batchnorm_bwd_two_pass_partial_kernel(
+    const T* __restrict__ dy,                // [M,C]
+    const T* __restrict__ x,                 // [M,C]
+    const float* __restrict__ gamma,         // [C]
+    const float* __restrict__ beta,          // [C]
+    const float* __restrict__ saved_mean,    // [C]
+    const float* __restrict__ saved_rstd,    // [C]
+    const unsigned char* __restrict__ mask,  // [M,ceil(C/8)], null without
+    float* __restrict__ partial,             // [chunks,2,C]: sum g, sum g * d
+    const __grid_constant__ BatchnormTile tile, const __grid_constant__ BatchnormActivation activation) {
+  constexpr int kRows = Gate::kSumRows;
   const BatchnormSlice s = batchnorm_slice<V>(tile, blockIdx.x);
   float sum_g[V], sum_gd[V];
 #pragma unroll
@@ -108,13 +96,18 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_partial_k
   if (s.count > 0) {
     Channels<V> ch;
     ch.load(gamma, beta, saved_mean, saved_rstd, s.channel);
+    MaskWalk bits = MaskWalk::begin<Gate>(mask, tile, s, 0, 1);
     const ptrdiff_t step = static_cast<ptrdiff_t>(s.step);
     size_t at = s.first;
     int left = s.count;
-    for (; left >= kSumRows; left -= kSumRows, at += kSumRows * s.step) {
-      sum_rows<T, V, true>(dy + at, x + at, step, left, ch, relu, sum_g, sum_gd);
+    for (; left >= kRows; left -= kRows) {
+      sum_rows<Gate, T, V, true>(dy + at, x + at, bits, step, left, ch, activation, sum_g, sum_gd);
+      at += kRows * s.step;
+      bits.advance(kRows);
     }
-    if (left > 0) sum_rows<T, V, false>(dy + at, x + at, step, left, ch, relu, sum_g, sum_gd);
+    if (left > 0) {
+      sum_rows<Gate, T, V, false>(dy + at, x + at, bits, step, left, ch, activation, sum_g, sum_gd);
+    }
   }
   add_block(sum_g, sum_gd, tile, s.row);
   if (s.row == 0 && s.count > 0) {
@@ -156,40 +149,50 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_merge_ker
   }
 }
 
-template <class T, int V, bool kFull>
+template <class Gate, class T, int V, bool kFull>
 __device__ __forceinline__ void gradient_rows(const T* __restrict__ dy, const T* __restrict__ x,
-                                              T* __restrict__ dx, ptrdiff_t step, int left,
+                                              const MaskWalk& mask, T* __restrict__ dx,
+                                              T* __restrict__ dresidual, ptrdiff_t step, int left,
                                               const Channels<V>& ch, const float (&mean_g)[V],
-                                              const float (&slope)[V], bool relu) {
+                                              const float (&slope)[V],
+                                              const BatchnormActivation& activation) {
   Vec<T, V> dy_rows[kGradientRows], x_rows[kGradientRows];
+  unsigned bits[kGradientRows] = {};
   load_rows<T, V, kGradientRows, kFull>(dy, step, left, dy_rows);
   load_rows<T, V, kGradientRows, kFull>(x, step, left, x_rows);
+  load_bits<Gate, kGradientRows, kFull>(mask, left, bits);
 #pragma unroll
   for (int u = 0; u < kGradientRows; ++u) {
     if (kFull || u < left) {
+      float d[V], g[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) d[v] = batchnorm_centre(x_rows[u][v], ch.mean[v]);
+      gate<Gate>(dy_rows[u], d, bits[u], ch, activation, g);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float d = batchnorm_centre(x_rows[u][v], ch.mean[v]);
-        const float g = ch.gradient(v, dy_rows[u][v], d, relu);
-        dy_rows[u].set(v, ch.scale[v] * (g - mean_g[v] - d * slope[v]));
+        x_rows[u].set(v, ch.scale[v] * (g[v] - mean_g[v] - d[v] * slope[v]));
+        if constexpr (Gate::kMasked) dy_rows[u].set(v, g[v]);
       }
-      dy_rows[u].store(dx + u * step);
+      x_rows[u].store(dx + u * step);
+      if constexpr (Gate::kMasked) dy_rows[u].store(dresidual + u * step);
     }
   }
 }
 
-template <class T, int V>
+template <class Gate, class T, int V>
 __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_gradient_kernel(
-    const T* __restrict__ dy,              // [M,C]
-    const T* __restrict__ x,               // [M,C]
-    const float* __restrict__ gamma,       // [C]
-    const float* __restrict__ beta,        // [C]
-    const float* __restrict__ saved_mean,  // [C]
-    const float* __restrict__ saved_rstd,  // [C]
-    const float* __restrict__ dgamma,      // [C]
-    const float* __restrict__ dbeta,       // [C]
-    T* __restrict__ dx,                    // [M,C]
-    const __grid_constant__ BatchnormTile tile, bool relu) {
+    const T* __restrict__ dy,                // [M,C]
+    const T* __restrict__ x,                 // [M,C]
+    const float* __restrict__ gamma,         // [C]
+    const float* __restrict__ beta,          // [C]
+    const float* __restrict__ saved_mean,    // [C]
+    const float* __restrict__ saved_rstd,    // [C]
+    const unsigned char* __restrict__ mask,  // [M,ceil(C/8)], null without
+    const float* __restrict__ dgamma,        // [C]
+    const float* __restrict__ dbeta,         // [C]
+    T* __restrict__ dx,                      // [M,C]
+    T* __restrict__ dresidual,               // [M,C], null without a mask
+    const __grid_constant__ BatchnormTile tile, const __grid_constant__ BatchnormActivation activation) {
   const BatchnormSlice s = batchnorm_slice<V>(tile, gridDim.x - 1 - blockIdx.x);
   if (s.count == 0) return;
   Channels<V> ch;
@@ -204,42 +207,61 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_gradient_
     mean_g[v] *= inverse;
     slope[v] *= rstd[v] * inverse;
   }
+  MaskWalk bits = MaskWalk::begin<Gate>(mask, tile, s, s.count - 1, -1);
   size_t at = s.first + static_cast<size_t>(s.count - 1) * s.step;
   const ptrdiff_t step = -static_cast<ptrdiff_t>(s.step);
+  const auto rows_at = [&](auto full, int left) {
+    gradient_rows<Gate, T, V, decltype(full)::value>(dy + at, x + at, bits, dx + at,
+                                                     Gate::kMasked ? dresidual + at : nullptr, step, left, ch,
+                                                     mean_g, slope, activation);
+  };
   int left = s.count;
   for (; left >= kGradientRows; left -= kGradientRows) {
-    gradient_rows<T, V, true>(dy + at, x + at, dx + at, step, left, ch, mean_g, slope, relu);
+    rows_at(std::true_type{}, left);
     at -= kGradientRows * s.step;
+    bits.advance(kGradientRows);
   }
-  if (left > 0) gradient_rows<T, V, false>(dy + at, x + at, dx + at, step, left, ch, mean_g, slope, relu);
+  if (left > 0) rows_at(std::false_type{}, left);
 }
 
 Support supports(const BatchnormProblem&, const Device&) { return Support::yes(); }
 
-template <class T, int V>
+template <class Gate, class T, int V>
 Plan<BatchnormBwd::Args> plan(const BatchnormProblem& p, const Device& device) {
   const int multiprocessors = std::max(1, device.multiprocessors);
-  const BatchnormTile sums = make_batchnorm_tile<V>(p, kSumBlocks * multiprocessors, kSumRows);
+  const BatchnormTile sums = make_batchnorm_tile<V>(p, kSumBlocks * multiprocessors, Gate::kSumRows);
   const BatchnormTile tile = make_batchnorm_tile<V>(p, kGradientBlocks * multiprocessors, kGradientRows);
   const size_t bytes = 2 * sizeof(float) * static_cast<size_t>(sums.chunks) * sums.channels;
   using Args = BatchnormBwd::Args;
   return make_plan<Args>(bytes, [p, sums, tile](const Args& a, void* workspace, Stream stream) {
     const auto per_channel = [](const void* q) { return static_cast<const float*>(q); };
     const T *dy = static_cast<const T*>(a.dy), *x = static_cast<const T*>(a.x);
+    const auto* mask = static_cast<const unsigned char*>(a.mask);
     float *dgamma = static_cast<float*>(a.dgamma), *dbeta = static_cast<float*>(a.dbeta);
     float* partial = static_cast<float*>(workspace);
-    batchnorm_bwd_two_pass_partial_kernel<T, V><<<sums.blocks(), kTileThreads, 0, cuda_stream(stream)>>>(
-        dy, x, per_channel(a.gamma), per_channel(a.beta), per_channel(a.saved_mean),
-        per_channel(a.saved_rstd), partial, sums, p.relu);
+    const BatchnormActivation activation = batchnorm_activation(p);
+    batchnorm_bwd_two_pass_partial_kernel<Gate, T, V>
+        <<<sums.blocks(), kTileThreads, 0, cuda_stream(stream)>>>(
+            dy, x, per_channel(a.gamma), per_channel(a.beta), per_channel(a.saved_mean),
+            per_channel(a.saved_rstd), mask, partial, sums, activation);
     check_launch("batchnorm_bwd_two_pass_partial_kernel");
     batchnorm_bwd_two_pass_merge_kernel<<<grid_for(p.c, kMergeLanes), kTileThreads, 0, cuda_stream(stream)>>>(
         partial, per_channel(a.saved_rstd), dgamma, dbeta, sums.chunks, sums.channels);
     check_launch("batchnorm_bwd_two_pass_merge_kernel");
-    batchnorm_bwd_two_pass_gradient_kernel<T, V><<<tile.blocks(), kTileThreads, 0, cuda_stream(stream)>>>(
-        dy, x, per_channel(a.gamma), per_channel(a.beta), per_channel(a.saved_mean),
-        per_channel(a.saved_rstd), dgamma, dbeta, static_cast<T*>(a.dx), tile, p.relu);
+    batchnorm_bwd_two_pass_gradient_kernel<Gate, T, V>
+        <<<tile.blocks(), kTileThreads, 0, cuda_stream(stream)>>>(
+            dy, x, per_channel(a.gamma), per_channel(a.beta), per_channel(a.saved_mean),
+            per_channel(a.saved_rstd), mask, dgamma, dbeta, static_cast<T*>(a.dx),
+            static_cast<T*>(a.dresidual), tile, activation);
     check_launch("batchnorm_bwd_two_pass_gradient_kernel");
   });
+}
+
+template <class T, int V>
+Plan<BatchnormBwd::Args> plan_gate(const BatchnormProblem& p, const Device& device) {
+  if (p.masked()) return plan<ByMask, T, V>(p, device);
+  if (batchnorm_is_smooth(p.act)) return plan<BySlope, T, V>(p, device);
+  return plan<ByClamp, T, V>(p, device);
 }
 
 }  // namespace
@@ -249,10 +271,11 @@ extern const Impl<BatchnormBwd> batchnorm_bwd_two_pass = {
     .supports = supports,
     .plan = [](const BatchnormProblem& p, const Device& device, std::string_view config) {
       require_no_config(config);
-      if (p.dtype == DType::kBF16) {
-        return p.c % kVec16<bf16> == 0 ? plan<bf16, kVec16<bf16>>(p, device) : plan<bf16, 1>(p, device);
-      }
-      return p.c % kVec16<float> == 0 ? plan<float, kVec16<float>>(p, device) : plan<float, 1>(p, device);
+      const bool bf = p.dtype == DType::kBF16;
+      const bool vectors = p.c % (bf ? kVec16<bf16> : kVec16<float>) == 0;
+      const auto make = bf ? (vectors ? plan_gate<bf16, kVec16<bf16>> : plan_gate<bf16, 1>)
+                           : (vectors ? plan_gate<float, kVec16<float>> : plan_gate<float, 1>);
+      return make(p, device);
     }};
 
 }  // namespace kiln

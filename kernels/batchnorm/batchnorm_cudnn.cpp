@@ -6,8 +6,8 @@
 //   "persistent"  CUDNN_BATCHNORM_SPATIAL_PERSISTENT
 //   "spatial"     CUDNN_BATCHNORM_SPATIAL
 // cuDNN's saved inverse deviation is saved_rstd, its averaging factor is the momentum, its running variance
-// is unbiased, as PyTorch's. No ReLU: fused, cuDNN wants a reserve space from forward to backward that kiln
-// has not.
+// is unbiased, as PyTorch's. No activation and no residual: fused, cuDNN wants a reserve space from forward
+// to backward that kiln has not.
 #include <optional>
 
 #include "kernels/batchnorm/batchnorm.h"
@@ -114,7 +114,8 @@ struct BackwardLaunch {
 
 Support supports(const BatchnormProblem& p, const Device& device) {
   if (!device.is_cuda()) return Support::no("the cuDNN peer needs a CUDA device");
-  return Support::require(!p.relu, "the cuDNN peer takes no ReLU");
+  return Support::require(p.act == BatchnormAct::kNone && !p.residual,
+                          "the cuDNN peer takes no activation and no residual");
 }
 
 Support supports_train(const BatchnormProblem& p, const Device& device) {

@@ -1,5 +1,5 @@
 // batchnorm fwd_train: mean[c], rstd[c] over the M rows, running statistics, then
-// y[m,c] = act((x[m,c] - mean[c]) * gamma[c] * rstd[c] + beta[c]).
+// y[m,c] = act((x[m,c] - mean[c]) * gamma[c] * rstd[c] + beta[c] + residual[m,c]) and act's mask.
 //
 // Three launches. (1) partial: a thread (batchnorm_tile.cuh says which part it owns) takes kRows rows at a
 // time, sums squares about their own mean in registers and merges (count, mean, M2) by Chan's formula; the
@@ -194,9 +194,16 @@ Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& devi
             static_cast<float*>(a.saved_mean), static_cast<float*>(a.saved_rstd), tile, p.eps, p.momentum,
             static_cast<float>(batchnorm_unbiased(p.per_channel())));
     check_launch("batchnorm_fwd_train_two_pass_merge_kernel");
-    launch_batchnorm_normalise(p, device, x, static_cast<const float*>(a.gamma),
-                               static_cast<const float*>(a.beta), static_cast<const float*>(a.saved_mean),
-                               static_cast<const float*>(a.saved_rstd), false, a.y, stream);
+    launch_batchnorm_normalise(p, device,
+                               {.x = x,
+                                .gamma = a.gamma,
+                                .beta = a.beta,
+                                .mean = a.saved_mean,
+                                .spread = a.saved_rstd,
+                                .residual = a.residual,
+                                .y = a.y,
+                                .mask = a.mask},
+                               stream);
   });
 }
 

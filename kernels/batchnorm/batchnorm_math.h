@@ -1,17 +1,20 @@
 // The fp32 arithmetic that every batchnorm implementation shares.
 //
-// backward recomputes the ReLU's input from x and keeps dy where it is positive. Two implementations that
-// round that value differently would disagree on the sign of a value near 0 and so on a whole dy; hence one
-// explicit sequence of operations, the same bits on CPU and GPU, used by all forwards and backwards:
+// backward recomputes the activation's input u from x; where relu or relu6 follows it keeps or drops dy by
+// it. Two implementations that round u differently would disagree on the sign of a value near 0 and so on a
+// whole dy; hence one explicit sequence of operations, the same bits on CPU and GPU, used by all forwards and
+// backwards:
 //
-//   scale = gamma * rstd,  pre = fma(x - mean, scale, beta)
+//   scale = gamma * rstd,  pre = fma(x - mean, scale, beta),  u = pre or pre + residual
 //
 // The mean is subtracted first: x - mean is exact for x near the mean, where x * scale + shift would cancel.
 #pragma once
 
 #include <cmath>
 
-#include "kernels/common/philox.h"  // KILN_HOST_DEVICE
+#include "kernels/activation/activation_math.h"
+#include "kernels/batchnorm/batchnorm.h"
+#include "kernels/common/host_device.h"
 
 namespace kiln {
 
@@ -40,22 +43,56 @@ KILN_HOST_DEVICE inline float batchnorm_centre(float x, float mean) {
 #endif
 }
 
-// y of pre: identity or ReLU (NaN stays).
-KILN_HOST_DEVICE inline float batchnorm_activate(float pre, bool relu) {
-  return relu && pre <= 0.0f ? 0.0f : pre;
+KILN_HOST_DEVICE inline float batchnorm_join(float pre, float residual) {
+#ifdef __CUDA_ARCH__
+  return __fadd_rn(pre, residual);
+#else
+  return pre + residual;
+#endif
 }
 
-// True where the gradient passes the activation.
-KILN_HOST_DEVICE inline bool batchnorm_passes(float pre, bool relu) { return !relu || pre > 0.0f; }
+// No activation, relu and relu6 are one clamp: between low and high y is u and the gradient passes; at the
+// ends and beyond y is the end and none does. NaN stays NaN and passes. Written to compile to selects: a
+// branch an element would cost more than both comparisons.
+struct BatchnormClamp {
+  float low, high;
+  KILN_HOST_DEVICE float activate(float u) const {
+    const float raised = u <= low ? low : u;
+    return raised >= high ? high : raised;
+  }
+  KILN_HOST_DEVICE bool passes(float u) const { return !((u <= low) | (u >= high)); }
+};
+
+inline BatchnormClamp batchnorm_clamp(BatchnormAct act) {
+  if (act == BatchnormAct::kNone) return {-INFINITY, INFINITY};
+  return {0.0f, act == BatchnormAct::kRelu6 ? 6.0f : INFINITY};
+}
+
+// gelu and silu, which have a slope everywhere.
+KILN_HOST_DEVICE inline bool batchnorm_is_smooth(BatchnormAct act) {
+  return act == BatchnormAct::kGelu || act == BatchnormAct::kSilu;
+}
 
 KILN_HOST_DEVICE inline float batchnorm_rstd(float var, float eps) { return 1.0f / sqrtf(var + eps); }
 
-// For the naive implementations: the value from double arithmetic, the ReLU's decision from pre, so that y >
-// 0 exactly where backward lets the gradient pass.
-KILN_HOST_DEVICE inline double batchnorm_activate_exact(double value, float pre, bool relu) {
-  if (!relu) return value;
-  if (pre <= 0.0f) return 0.0;
-  return value <= 0.0 ? static_cast<double>(pre) : value;
+// For the naive implementations: y of the value that double arithmetic gives. Where there is a kink, the fp32
+// u decides on which side the value lies, so that y is within the clamp exactly where backward lets the
+// gradient pass.
+KILN_HOST_DEVICE inline double batchnorm_activate_exact(double value, float u, BatchnormAct act,
+                                                        BatchnormClamp clamp) {
+  if (act == BatchnormAct::kGelu) return gelu(value);
+  if (act == BatchnormAct::kSilu) return silu(value);
+  const double low = clamp.low, high = clamp.high;
+  if (!clamp.passes(u)) return clamp.activate(u);
+  return value <= low || value >= high ? static_cast<double>(u) : value;
+}
+
+// The same for the gradient to u.
+KILN_HOST_DEVICE inline double batchnorm_gradient_exact(double dy, double value, float u, BatchnormAct act,
+                                                        BatchnormClamp clamp) {
+  if (act == BatchnormAct::kGelu) return dy * gelu_slope(value);
+  if (act == BatchnormAct::kSilu) return dy * silu_slope(value);
+  return clamp.passes(u) ? dy : 0.0;
 }
 
 // The weight of the batch's variance in the running variance: momentum, made unbiased.

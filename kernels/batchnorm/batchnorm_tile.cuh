@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "kernels/batchnorm/batchnorm.h"
+#include "kernels/batchnorm/batchnorm_math.h"
 #include "kernels/common/grid.h"
 #include "kernels/common/vec.cuh"
 
@@ -37,6 +38,8 @@ BatchnormTile make_batchnorm_tile(const BatchnormProblem& p, int blocks, int thr
   t.channels = p.c;
   t.tiles = ceil_div(vectors, 32);
   t.lanes = ceil_div(vectors, t.tiles);
+  // Two neighbours of four channels make a byte of the mask: they are in one warp where lanes is even.
+  if (V == 4 && vectors % 2 == 0) t.lanes += t.lanes % 2;
   t.block_rows = kTileThreads / t.lanes;
   const long long most = ceil_div<long long>(t.rows, static_cast<long long>(t.block_rows) * thread_rows);
   t.chunks = static_cast<int>(std::max(1LL, std::min<long long>(blocks / t.tiles, most)));
@@ -48,6 +51,7 @@ struct BatchnormSlice {
   int tile, chunk;  // the block's
   int row;          // of the block's threads down the rows
   int channel;      // first of V
+  int first_row;    // of the matrix
   int count;        // rows of this thread, block_rows apart; 0 for an idle thread
   size_t first;     // element index of (first row, channel)
   size_t step;      // elements from one row of this thread to its next
@@ -64,7 +68,8 @@ __device__ __forceinline__ BatchnormSlice batchnorm_slice(const BatchnormTile& t
   s.channel = owns ? static_cast<int>(vector) * V : 0;
   const int begin = t.chunk_begin(s.chunk), rows = t.chunk_begin(s.chunk + 1) - begin;
   s.count = owns && s.row < rows ? (rows - s.row - 1) / t.block_rows + 1 : 0;
-  s.first = (static_cast<size_t>(begin) + s.row) * t.channels + s.channel;
+  s.first_row = begin + s.row;
+  s.first = static_cast<size_t>(s.first_row) * t.channels + s.channel;
   s.step = static_cast<size_t>(t.block_rows) * t.channels;
   return s;
 }
@@ -103,15 +108,29 @@ __device__ __forceinline__ void load_rows(const T* __restrict__ from, ptrdiff_t 
   }
 }
 
-// y = act((x - mean) * gamma * rstd + beta), enqueued. `spread` is rstd, or the variance where `is_variance`.
-void launch_batchnorm_normalise(const BatchnormProblem& p, const Device& device,
-                                const void* x,        // [N,H,W,C] dtype
-                                const float* gamma,   // [C]
-                                const float* beta,    // [C]
-                                const float* mean,    // [C]
-                                const float* spread,  // [C]
-                                bool is_variance,
-                                void* y,  // [N,H,W,C] dtype
+// What follows the normalisation, as kernels take it.
+struct BatchnormActivation {
+  BatchnormAct act;
+  BatchnormClamp clamp;
+};
+inline BatchnormActivation batchnorm_activation(const BatchnormProblem& p) {
+  return {p.act, batchnorm_clamp(p.act)};
+}
+
+struct BatchnormNormalise {
+  const void* x;         // [N,H,W,C] dtype
+  const void* gamma;     // [C] fp32
+  const void* beta;      // [C] fp32
+  const void* mean;      // [C] fp32
+  const void* spread;    // [C] fp32, rstd, or the variance where is_variance
+  const void* residual;  // [N,H,W,C] dtype, null without
+  void* y;               // [N,H,W,C] dtype
+  void* mask = nullptr;  // [N,H,W,ceil(C/8)], null where it is not wanted
+  bool is_variance = false;
+};
+
+// y = act((x - mean) * gamma * rstd + beta + residual) and the mask, enqueued.
+void launch_batchnorm_normalise(const BatchnormProblem& p, const Device& device, const BatchnormNormalise& a,
                                 Stream stream);
 
 }  // namespace kiln

@@ -1,10 +1,13 @@
-// batchnorm fwd_apply and fwd_infer: y[m,c] = act((x[m,c] - mean[c]) * gamma[c] * rstd[c] + beta[c]), also
-// the last stage of fwd_train.
+// batchnorm fwd_apply and fwd_infer: y[m,c] = act((x[m,c] - mean[c]) * gamma[c] * rstd[c] + beta[c] +
+// residual[m,c]), also the last stage of fwd_train, which wants the mask of act too.
 //
-// batchnorm_tile.cuh says what a block and a thread own; a thread moves 16 bytes an access, kRows rows in
-// flight. Blocks and rows run from the last to the first: what the kernel before wrote or read last is still
-// in L2. Channel counts that fill no vector go one channel a thread. No shared memory. Needs 16-byte aligned
-// tensors (make_plan checks). Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
+// batchnorm_tile.cuh says what a block and a thread own; a thread moves 16 bytes an access, Epilogue::kRows
+// rows in flight. Blocks and rows run from the last to the first: what the kernel before wrote or read last
+// is still in L2. A byte of the mask is one thread's 8 bf16 channels or two neighbours' 4 fp32 ones, which
+// meet by a shuffle. Channel counts that fill no vector go one channel a thread, those that fill no byte get
+// their mask from batchnorm_mask.h. No shared memory. Needs 16-byte aligned tensors (make_plan checks).
+// Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
+#include "kernels/batchnorm/batchnorm_mask.h"
 #include "kernels/batchnorm/batchnorm_math.h"
 #include "kernels/batchnorm/batchnorm_tile.cuh"
 #include "kernels/common/check.h"
@@ -12,82 +15,164 @@
 namespace kiln {
 namespace {
 
-constexpr int kRows = 4;
 constexpr int kBlocksPerMultiprocessor = 8;
 
-template <class T, int V, bool kFull>
-__device__ __forceinline__ void normalise_rows(const T* __restrict__ x, T* __restrict__ y, ptrdiff_t step,
-                                               int left, const float (&mean)[V], const float (&scale)[V],
-                                               const float (&beta)[V], bool relu) {
-  Vec<T, V> rows[kRows];
-  load_rows<T, V, kRows, kFull>(x, step, left, rows);
+// What is behind the normalisation. The residual's rows are in flight beside x's.
+struct Clamped {
+  static constexpr bool kResidual = false, kSmooth = false;
+  static constexpr int kRows = 4;
+};
+struct ResidualClamped {
+  static constexpr bool kResidual = true, kSmooth = false;
+  static constexpr int kRows = 2;
+};
+struct Smooth {
+  static constexpr bool kResidual = false, kSmooth = true;
+  static constexpr int kRows = 2;
+};
+
+template <int V>
+struct Channels {
+  float mean[V], scale[V], beta[V];
+
+  __device__ __forceinline__ float pre(int v, float x) const {
+    return batchnorm_pre(batchnorm_centre(x, mean[v]), scale[v], beta[v]);
+  }
+};
+
+template <class Epilogue, int V>
+__device__ __forceinline__ void activate(float (&values)[V], const BatchnormActivation& activation) {
+  if constexpr (!Epilogue::kSmooth) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] = activation.clamp.activate(values[v]);
+  } else if (activation.act == BatchnormAct::kGelu) {  // one branch a row
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] = gelu(values[v]);
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] = silu(values[v]);
+  }
+}
+
+// Stores this thread's part of a mask byte, bits 0 to V-1 of `bits`, whose first channel is element `at`.
+template <int V>
+__device__ __forceinline__ void store_bits(unsigned bits, unsigned char* __restrict__ mask, size_t at) {
+  static_assert(V == 8 || V == 4, "a byte is one or two threads' work");
+  if constexpr (V == 4) {
+    // The pair own the same rows, so both are here. Thread indices are even where the byte begins.
+    const unsigned pair = 3u << (threadIdx.x % 32 & ~1u);
+    bits |= __shfl_xor_sync(pair, bits, 1) << 4;
+    if (threadIdx.x % 2) return;
+  }
+  mask[at / 8] = static_cast<unsigned char>(bits);
+}
+
+// Rows at, at + step, ... of one thread's channels; mask may be null.
+template <class Epilogue, class T, int V, bool kFull>
+__device__ __forceinline__ void normalise_rows(const T* __restrict__ x, const T* __restrict__ residual,
+                                               T* __restrict__ y, unsigned char* __restrict__ mask, size_t at,
+                                               ptrdiff_t step, int left, const Channels<V>& ch,
+                                               const BatchnormActivation& activation) {
+  constexpr int kRows = Epilogue::kRows;
+  Vec<T, V> rows[kRows], added[kRows];
+  load_rows<T, V, kRows, kFull>(x + at, step, left, rows);
+  if constexpr (Epilogue::kResidual) load_rows<T, V, kRows, kFull>(residual + at, step, left, added);
 #pragma unroll
   for (int u = 0; u < kRows; ++u) {
     if (kFull || u < left) {
+      float values[V];
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float pre = batchnorm_pre(batchnorm_centre(rows[u][v], mean[v]), scale[v], beta[v]);
-        rows[u].set(v, batchnorm_activate(pre, relu));
+        values[v] = ch.pre(v, rows[u][v]);
+        if constexpr (Epilogue::kResidual) values[v] = batchnorm_join(values[v], added[u][v]);
       }
-      rows[u].store(y + u * step);
+      activate<Epilogue>(values, activation);
+#pragma unroll
+      for (int v = 0; v < V; ++v) rows[u].set(v, values[v]);
+      rows[u].store(y + at + u * step);
+      if constexpr (Epilogue::kResidual && V > 1) {
+        if (mask) {  // of y as stored: bf16 may round it to the clamp's end
+          unsigned bits = 0;
+#pragma unroll
+          for (int v = 0; v < V; ++v) bits |= activation.clamp.passes(rows[u][v]) ? 1u << v : 0u;
+          store_bits<V>(bits, mask, at + u * step);
+        }
+      }
     }
   }
 }
 
-template <class T, int V>
+template <class Epilogue, class T, int V>
 __global__ __launch_bounds__(kTileThreads) void batchnorm_normalise_kernel(
     const T* __restrict__ x,           // [M,C]
     const float* __restrict__ gamma,   // [C]
     const float* __restrict__ beta,    // [C]
     const float* __restrict__ mean,    // [C]
     const float* __restrict__ spread,  // [C] rstd or variance
+    const T* __restrict__ residual,    // [M,C], null where the epilogue has none
     T* __restrict__ y,                 // [M,C]
-    const __grid_constant__ BatchnormTile tile, float eps, bool is_variance, bool relu) {
+    unsigned char* __restrict__ mask,  // [M,C/8] or null
+    const __grid_constant__ BatchnormTile tile, const __grid_constant__ BatchnormActivation activation,
+    float eps, bool is_variance) {
+  constexpr int kRows = Epilogue::kRows;
   const BatchnormSlice s = batchnorm_slice<V>(tile, gridDim.x - 1 - blockIdx.x);
   if (s.count == 0) return;
-  float mean_c[V], scale[V], beta_c[V], spread_c[V];
-  load_channels(mean + s.channel, mean_c);
-  load_channels(gamma + s.channel, scale);
-  load_channels(beta + s.channel, beta_c);
+  Channels<V> ch;
+  float spread_c[V];
+  load_channels(mean + s.channel, ch.mean);
+  load_channels(gamma + s.channel, ch.scale);
+  load_channels(beta + s.channel, ch.beta);
   load_channels(spread + s.channel, spread_c);
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    scale[v] = batchnorm_scale(scale[v], is_variance ? batchnorm_rstd(spread_c[v], eps) : spread_c[v]);
+    ch.scale[v] = batchnorm_scale(ch.scale[v], is_variance ? batchnorm_rstd(spread_c[v], eps) : spread_c[v]);
   }
   size_t at = s.first + static_cast<size_t>(s.count - 1) * s.step;
   const ptrdiff_t step = -static_cast<ptrdiff_t>(s.step);
   int left = s.count;
   for (; left >= kRows; left -= kRows) {
-    normalise_rows<T, V, true>(x + at, y + at, step, left, mean_c, scale, beta_c, relu);
+    normalise_rows<Epilogue, T, V, true>(x, residual, y, mask, at, step, left, ch, activation);
     at -= kRows * s.step;
   }
-  if (left > 0) normalise_rows<T, V, false>(x + at, y + at, step, left, mean_c, scale, beta_c, relu);
+  if (left > 0) {
+    normalise_rows<Epilogue, T, V, false>(x, residual, y, mask, at, step, left, ch, activation);
+  }
+}
+
+template <class Epilogue, class T, int V>
+void launch(const BatchnormProblem& p, const Device& device, const BatchnormNormalise& a, Stream stream) {
+  const BatchnormTile tile = make_batchnorm_tile<V>(
+      p, kBlocksPerMultiprocessor * std::max(1, device.multiprocessors), Epilogue::kRows);
+  const bool whole_bytes = V > 1 && p.c % 8 == 0;
+  const auto per_channel = [](const void* q) { return static_cast<const float*>(q); };
+  batchnorm_normalise_kernel<Epilogue, T, V><<<tile.blocks(), kTileThreads, 0, cuda_stream(stream)>>>(
+      static_cast<const T*>(a.x), per_channel(a.gamma), per_channel(a.beta), per_channel(a.mean),
+      per_channel(a.spread), static_cast<const T*>(a.residual), static_cast<T*>(a.y),
+      whole_bytes ? static_cast<unsigned char*>(a.mask) : nullptr, tile, batchnorm_activation(p), p.eps,
+      a.is_variance);
+  check_launch("batchnorm_normalise_kernel");
+  if (a.mask && !whole_bytes) launch_batchnorm_mask(p, a.y, a.mask, stream);
 }
 
 template <class T, int V>
-void launch(const BatchnormProblem& p, const Device& device, const void* x, const float* gamma,
-            const float* beta, const float* mean, const float* spread, bool is_variance, void* y,
-            Stream stream) {
-  const BatchnormTile tile =
-      make_batchnorm_tile<V>(p, kBlocksPerMultiprocessor * std::max(1, device.multiprocessors), kRows);
-  batchnorm_normalise_kernel<T, V><<<tile.blocks(), kTileThreads, 0, cuda_stream(stream)>>>(
-      static_cast<const T*>(x), gamma, beta, mean, spread, static_cast<T*>(y), tile, p.eps, is_variance,
-      p.relu);
-  check_launch("batchnorm_normalise_kernel");
+void launch_epilogue(const BatchnormProblem& p, const Device& device, const BatchnormNormalise& a,
+                     Stream stream) {
+  if (p.residual) return launch<ResidualClamped, T, V>(p, device, a, stream);
+  if (batchnorm_is_smooth(p.act)) return launch<Smooth, T, V>(p, device, a, stream);
+  launch<Clamped, T, V>(p, device, a, stream);
 }
 
 Support supports(const BatchnormProblem&, const Device&) { return Support::yes(); }
 
 }  // namespace
 
-void launch_batchnorm_normalise(const BatchnormProblem& p, const Device& device, const void* x,
-                                const float* gamma, const float* beta, const float* mean, const float* spread,
-                                bool is_variance, void* y, Stream stream) {
+void launch_batchnorm_normalise(const BatchnormProblem& p, const Device& device, const BatchnormNormalise& a,
+                                Stream stream) {
   const bool bf = p.dtype == DType::kBF16;
   const bool vectors = p.c % (bf ? kVec16<bf16> : kVec16<float>) == 0;
-  const auto run = bf ? (vectors ? launch<bf16, kVec16<bf16>> : launch<bf16, 1>)
-                      : (vectors ? launch<float, kVec16<float>> : launch<float, 1>);
-  run(p, device, x, gamma, beta, mean, spread, is_variance, y, stream);
+  const auto run = bf ? (vectors ? launch_epilogue<bf16, kVec16<bf16>> : launch_epilogue<bf16, 1>)
+                      : (vectors ? launch_epilogue<float, kVec16<float>> : launch_epilogue<float, 1>);
+  run(p, device, a, stream);
 }
 
 extern const Impl<BatchnormFwdApply> batchnorm_fwd_apply_vectorized = {
@@ -97,9 +182,14 @@ extern const Impl<BatchnormFwdApply> batchnorm_fwd_apply_vectorized = {
       require_no_config(config);
       using Args = BatchnormFwdApply::Args;
       return make_plan<Args>(0, [p, device](const Args& a, void*, Stream stream) {
-        launch_batchnorm_normalise(p, device, a.x, static_cast<const float*>(a.gamma),
-                                   static_cast<const float*>(a.beta), static_cast<const float*>(a.mean),
-                                   static_cast<const float*>(a.rstd), false, a.y, stream);
+        const BatchnormNormalise from = {.x = a.x,
+                                         .gamma = a.gamma,
+                                         .beta = a.beta,
+                                         .mean = a.mean,
+                                         .spread = a.rstd,
+                                         .residual = a.residual,
+                                         .y = a.y};
+        launch_batchnorm_normalise(p, device, from, stream);
       });
     }};
 
@@ -110,10 +200,15 @@ extern const Impl<BatchnormFwdInfer> batchnorm_fwd_infer_vectorized = {
       require_no_config(config);
       using Args = BatchnormFwdInfer::Args;
       return make_plan<Args>(0, [p, device](const Args& a, void*, Stream stream) {
-        launch_batchnorm_normalise(p, device, a.x, static_cast<const float*>(a.gamma),
-                                   static_cast<const float*>(a.beta),
-                                   static_cast<const float*>(a.running_mean),
-                                   static_cast<const float*>(a.running_var), true, a.y, stream);
+        const BatchnormNormalise from = {.x = a.x,
+                                         .gamma = a.gamma,
+                                         .beta = a.beta,
+                                         .mean = a.running_mean,
+                                         .spread = a.running_var,
+                                         .residual = a.residual,
+                                         .y = a.y,
+                                         .is_variance = true};
+        launch_batchnorm_normalise(p, device, from, stream);
       });
     }};
 

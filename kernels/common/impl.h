@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "kernels/common/device.h"
 
@@ -89,6 +90,8 @@ struct Impl {
   // config it does not know.
   Plan<Args> (*plan)(const Problem&, const Device&, std::string_view config);
   bool peer = false;  // a vendor's library: chosen only by name
+  // The configs that are worth trying on a problem, for `kiln tune`; null where there is nothing to choose.
+  std::vector<std::string> (*configs)(const Problem&, const Device&) = nullptr;
 };
 
 // Best to naive; peers last.

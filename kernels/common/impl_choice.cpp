@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 
 #include "kernels/common/error.h"
@@ -134,6 +135,22 @@ std::vector<std::string> ImplChoice::skipped(DeviceKind device) const {
     if (wanted && alternatives(info.op, info.pass, device).empty()) list.push_back(info.id());
   }
   return list;
+}
+
+std::string tuning_key(std::string_view op, std::string_view pass, const std::string& problem, DType dtype) {
+  return std::string(op) + "." + std::string(pass) + "/" + problem + "/" + name_of(dtype);
+}
+
+std::string tuning_signature(const std::vector<std::string>& choices) {
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+  const auto mix = [&hash](char byte) { hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3u; };
+  for (const std::string& choice : choices) {
+    for (const char byte : choice) mix(byte);
+    mix(',');
+  }
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
+  return text;
 }
 
 void require_no_config(std::string_view config) {

@@ -6,10 +6,12 @@
 // right side is <name> or <name>:<config>.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kernels/common/dtype.h"
 #include "kernels/common/impl.h"
 
 namespace kiln {
@@ -42,6 +44,12 @@ class ImplChoice {
   std::vector<std::string> skipped(DeviceKind device) const;
   const std::string& str() const { return text_; }
 
+  // Asked where the user has no wish: the tuned choice for a key (tuning_key()) and a signature of what there
+  // is to choose from (tuning_signature()), "" for none.
+  using Tuned = std::function<std::string(const std::string& key, const std::string& signature)>;
+  void set_tuned(Tuned tuned) { tuned_ = std::move(tuned); }
+  const Tuned& tuned() const { return tuned_; }
+
  private:
   struct Found {
     std::vector<std::string> alternatives;
@@ -51,6 +59,7 @@ class ImplChoice {
 
   std::string text_;
   std::vector<Assignment> assignments_;
+  Tuned tuned_;
 };
 
 // Names of the implementations compiled for a pass: from the registry.
@@ -63,31 +72,62 @@ namespace detail {
                                    const std::string& problem, const char* rule);
 }  // namespace detail
 
+// What `kiln tune` tries: kiln's own implementations that support the problem, each with its configs.
+template <class Pass>
+std::vector<std::string> tuning_choices(const typename Pass::Problem& problem, const Device& device) {
+  std::vector<std::string> choices;
+  for (const Impl<Pass>* impl : Pass::impls(device.kind)) {
+    if (impl->peer || !impl->supports(problem, device)) continue;
+    const std::vector<std::string> configs =
+        impl->configs ? impl->configs(problem, device) : std::vector<std::string>();
+    if (configs.empty()) choices.emplace_back(impl->name);
+    for (const std::string& config : configs) choices.push_back(std::string(impl->name) + ":" + config);
+  }
+  return choices;
+}
+
+// "conv2d.fwd/n512_h32_w32_c64_k64_r3_st1_p1/bf16".
+std::string tuning_key(std::string_view op, std::string_view pass, const std::string& problem, DType dtype);
+// A hash of the choices: where it differs, a tuned choice was made among others and does not count.
+std::string tuning_signature(const std::vector<std::string>& choices);
+
 template <class Pass>
 struct Picked {
   const Impl<Pass>* impl;
   std::string config;
   std::string passed_over;  // "cudnn: <rule>" where a glob's implementation does not support the problem
+  bool tuned = false;       // the tuning cache's choice
 };
 
-// The user's wish if there is one, else the first in the table that supports the problem and is no peer. A
-// wish that does not support the problem is an Error if the pass was named exactly, and passed over if a glob
-// matched it.
+// The user's wish if there is one, else the tuning cache's, else the first in the table that supports the
+// problem and is no peer. A wish that does not support the problem is an Error if the pass was named exactly,
+// and passed over if a glob matched it.
 template <class Pass>
 Picked<Pass> pick(const typename Pass::Problem& problem, const Device& device, const ImplChoice& choice) {
   const ImplChoice::Wish wish = choice.wish(Pass::kOp, Pass::kPass, device.kind);
   const std::string name = wish.name.substr(0, wish.name.find(':'));
-  Picked<Pass> picked{nullptr, "", ""};
+  Picked<Pass> picked{nullptr, "", "", false};
   for (const Impl<Pass>* impl : Pass::impls(device.kind)) {
     const Support support = impl->supports(problem, device);
     if (!wish.name.empty() && name == impl->name) {
-      if (support) return {impl, wish.name.size() > name.size() ? wish.name.substr(name.size() + 1) : "", ""};
+      if (support) {
+        return {impl, wish.name.size() > name.size() ? wish.name.substr(name.size() + 1) : "", "", false};
+      }
       if (!wish.from_glob) {
         detail::fail_unsupported(Pass::kOp, Pass::kPass, impl->name, problem.str(), support.rule());
       }
       picked.passed_over = name + ": " + support.rule();
     }
     if (!picked.impl && !impl->peer && support) picked.impl = impl;
+  }
+  if (picked.impl && wish.name.empty() && choice.tuned()) {
+    const std::string best = choice.tuned()(tuning_key(Pass::kOp, Pass::kPass, problem.str(), problem.dtype),
+                                            tuning_signature(tuning_choices<Pass>(problem, device)));
+    const size_t colon = best.find(':');
+    for (const Impl<Pass>* impl : Pass::impls(device.kind)) {
+      if (best.substr(0, colon) != impl->name || !impl->supports(problem, device)) continue;
+      return {impl, colon == std::string::npos ? "" : best.substr(colon + 1), "", true};
+    }
   }
   if (picked.impl) return picked;
   detail::fail_no_impl(Pass::kOp, Pass::kPass, problem.str(), device);

@@ -53,16 +53,17 @@ std::vector<PassInfo> make_all() {
   add<BatchnormFwdTrain, BatchnormFwdApply, BatchnormFwdInfer, BatchnormBwd>(list);
 #endif
 #ifdef KILN_OP_POOL2D
-  add<MaxPool2dFwd, MaxPool2dBwd, GlobalAvgPoolFwd, GlobalAvgPoolBwd>(list);
+  add<MaxPool2dFwd, MaxPool2dBwd, AvgPool2dFwd, AvgPool2dBwd>(list);
+  add<GlobalMaxPoolFwd, GlobalMaxPoolBwd, GlobalAvgPoolFwd, GlobalAvgPoolBwd>(list);
 #endif
 #ifdef KILN_OP_ACTIVATION
-  add<ReluFwd, ReluBwd, AddFwd, AddBwd>(list);
+  add<ReluFwd, ReluBwd, Relu6Fwd, Relu6Bwd, GeluFwd, GeluBwd, SiluFwd, SiluBwd, AddFwd, AddBwd>(list);
 #endif
 #ifdef KILN_OP_SOFTMAX_XENT
   add<SoftmaxXentFwd, SoftmaxXentFwdBwd>(list);
 #endif
 #ifdef KILN_OP_OPTIMIZER
-  add<SgdStep, GradNorm>(list);
+  add<SgdStep, AdamwStep, GradNorm>(list);
 #endif
 #ifdef KILN_OP_AUGMENT
   add<AugmentFwd>(list);

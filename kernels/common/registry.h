@@ -46,6 +46,9 @@ struct PassInfo {
       compulsory_bytes;                                    // every input read once, every output written once
   std::function<std::vector<ImplInfo>(DeviceKind)> impls;  // best to naive, peers last
   std::function<Support(const AnyProblem&, const Device&, std::string_view impl)> supports;
+  // What is worth trying: every implementation of kiln's own that supports the problem, as "name" and, where
+  // it has configs, as "name:config"; best guess first.
+  std::function<std::vector<std::string>(const AnyProblem&, const Device&)> choices;
   // impl: "name" or "name:config". Throws Error where it is unknown or does not support the problem.
   std::function<AnyPlan(const AnyProblem&, const Device&, std::string_view impl)> plan;
   // Fills the inputs with Fill::kDerived of a dtype fp32 problem from the others (all inputs are filled

@@ -60,6 +60,9 @@ PassInfo make_pass() {
     return find_impl<Pass>(any, device, impl.substr(0, impl.find(':')))
         .supports(problem_of<Pass>(any), device);
   };
+  info.choices = [](const AnyProblem& any, const Device& device) {
+    return tuning_choices<Pass>(problem_of<Pass>(any), device);
+  };
   info.plan = [](const AnyProblem& any, const Device& device, std::string_view choice) {
     const std::string_view name = choice.substr(0, choice.find(':'));
     const Impl<Pass>& impl = find_impl<Pass>(any, device, name);

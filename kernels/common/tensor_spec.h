@@ -22,6 +22,7 @@ enum class Role {
 // How a test or benchmark fills an input.
 enum class Fill {
   kReal,      // normal(0, 1); in exact mode small integers
+  kWide,      // normal(0, 4); in exact mode integers up to 9: reaches past relu6's bounds
   kPositive,  // uniform [0.5, 1.5]; in exact mode 1 or 2 (batchnorm gamma, variances)
   kLabels,    // int32 in [0, limit)
   kBytes,     // uint8 0..255
@@ -33,6 +34,8 @@ enum class Check {
   kSum,    // a sum of `terms` products: exact (tolerance 0) on small-integer data, bounded on real data
   kExact,  // selection or copy: bit-equal to the reference after rounding to the output type, always
   kReal,   // bounded always (roots, exponentials); `terms` is the reduction length
+  kMask,   // one bit a channel of the run's own output "y", bit c%8 of byte c/8: 0 < y, and y < `limit` where
+           // that is not 0; unused bits are 0. Exact, where y itself is only bounded
 };
 
 struct TensorSpec {
@@ -41,7 +44,7 @@ struct TensorSpec {
   DType dtype = DType::kF32;
   Role role = Role::kIn;
   Fill fill = Fill::kReal;
-  int64_t limit = 0;  // kLabels: number of classes
+  int64_t limit = 0;  // kLabels: number of classes; kMask: what y stays below
   Check check = Check::kSum;
   double terms = 1;      // reduction length behind one output element
   double magnitude = 1;  // typical |partial sum term| relative to the output's scale, for kSum and kReal

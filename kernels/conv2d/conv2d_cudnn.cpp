@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <exception>
 #include <limits>
 #include <memory>
+#include <thread>
 
 #include "kernels/common/error.h"
 #include "kernels/common/peer_trial.h"
@@ -76,23 +78,48 @@ Plan<typename Pass::Args> as_plan(std::shared_ptr<const CudnnConvPlan> plan) {
   });
 }
 
+// All plans of the list, made by several threads, each with a handle of its own; null where cuDNN makes none.
+template <class Pass>
+std::vector<std::shared_ptr<const CudnnConvPlan>> make_all(const Conv2dProblem& p, size_t count) {
+  constexpr size_t kMostThreads = 12;
+  std::vector<std::shared_ptr<const CudnnConvPlan>> plans(count);
+  const size_t workers = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kMostThreads);
+  std::vector<std::thread> threads;
+  std::vector<std::exception_ptr> failures(workers);
+  for (size_t worker = 0; worker < workers; ++worker) {
+    threads.emplace_back([&, worker] {
+      try {
+        CudnnConv conv(Traits<Pass>::kPass, p, std::make_shared<CudnnHandle>());
+        for (size_t k = worker; k < std::min(count, conv.size()); k += workers) plans[k] = conv.make(k);
+      } catch (...) {
+        failures[worker] = std::current_exception();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
+  return plans;
+}
+
 // Tries every plan once; visit(k, plan, microseconds) for those that run.
 template <class Pass, class Visit>
 void try_all(CudnnConv& conv, const Conv2dProblem& p, Visit visit) {
   const TrialStream stream;
   const TrialArgs<Pass> scratch(p, stream);
-  for (size_t k = 0; k < conv.size(); ++k) {
-    const std::shared_ptr<const CudnnConvPlan> plan = conv.make(k);
-    if (!plan) continue;
+  const auto plans = make_all<Pass>(p, conv.size());
+  for (size_t k = 0; k < plans.size(); ++k) {
+    if (!plans[k]) continue;
     double us = 0;
     try {
-      const DeviceBuffer workspace(plan->workspace_bytes());
-      us = stream.time_us(as_plan<Pass>(plan).bind(scratch.args(), workspace.data()));
+      const DeviceBuffer workspace(plans[k]->workspace_bytes());
+      us = stream.time_us(as_plan<Pass>(plans[k]).bind(scratch.args(), workspace.data()));
     } catch (const Error&) {
       stream.wait();  // throws where the failure was more than a refusal
       continue;
     }
-    visit(k, plan, us);
+    visit(k, plans[k], us);
   }
 }
 
@@ -155,19 +182,15 @@ void require_supported(const Conv2dProblem& p, const Device& device) {
 template <class Pass>
 std::vector<CudnnPlanInfo> list_plans(const Conv2dProblem& p, const Device& device) {
   require_supported<Pass>(p, device);
-  CudnnConv conv(Traits<Pass>::kPass, p);
+  const CudnnConv conv(Traits<Pass>::kPass, p);
   std::vector<CudnnPlanInfo> plans;
-  for (size_t k = 0; k < conv.size(); ++k) {
-    const std::shared_ptr<const CudnnConvPlan> made = conv.make(k);
-    if (!made) continue;
-    plans.push_back(conv.info(k));
-    plans.back().workspace_bytes = made->workspace_bytes();
-  }
+  for (size_t k = 0; k < conv.size(); ++k) plans.push_back(conv.info(k));
   return plans;
 }
 
 template <class Pass>
 std::vector<CudnnPlanInfo> rank_plans(const Conv2dProblem& p, const Device& device) {
+  constexpr double kSlow = 3;  // times the best
   require_supported<Pass>(p, device);
   CudnnConv conv(Traits<Pass>::kPass, p);
   std::vector<CudnnPlanInfo> plans;
@@ -178,6 +201,9 @@ std::vector<CudnnPlanInfo> rank_plans(const Conv2dProblem& p, const Device& devi
   });
   std::stable_sort(plans.begin(), plans.end(),
                    [](const CudnnPlanInfo& a, const CudnnPlanInfo& b) { return a.us < b.us; });
+  std::erase_if(plans, [best = plans.empty() ? 0 : plans[0].us](const CudnnPlanInfo& plan) {
+    return plan.us > kSlow * best;
+  });
   return plans;
 }
 

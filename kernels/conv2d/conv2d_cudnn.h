@@ -30,12 +30,14 @@ struct CudnnPlanInfo {
   double us = 0;  // measured, inputs warm; NaN where not measured
 };
 
-// The plans that cuDNN makes for a pass ("fwd", "dgrad", "wgrad"), in the list's order. Makes every plan,
-// which takes seconds. Throws Error for an unknown pass or a problem that the peer does not support.
+// The list for a pass ("fwd", "dgrad", "wgrad"), no plan made. Throws Error for an unknown pass or a problem
+// that the peer does not support.
 std::vector<CudnnPlanInfo> conv2d_cudnn_plans(std::string_view pass, const Conv2dProblem& problem,
                                               const Device& device);
 
-// The same, each run and timed on scratch tensors, fastest first; plans that fail to run are left out.
+// The same, each made (by several threads, for cuDNN compiles some) and timed on scratch tensors, fastest
+// first. Plans that cuDNN does not make or that fail to run are left out, and those that take over three
+// times the best.
 std::vector<CudnnPlanInfo> conv2d_cudnn_ranked_plans(std::string_view pass, const Conv2dProblem& problem,
                                                      const Device& device);
 

@@ -13,8 +13,14 @@ namespace kiln {
 extern const Impl<Conv2dDgrad> conv2d_dgrad_wgmma = {
     .name = "wgmma",
     .supports = wgmma_dgrad_supports,
-    .plan = [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-      return wgmma_plan(wgmma_candidates<true>(), wgmma_dgrad_gather(p, device), config, wgmma_dgrad_buffers);
-    }};
+    .plan =
+        [](const Conv2dProblem& p, const Device& device, std::string_view config) {
+          return wgmma_plan(wgmma_candidates<true>(), wgmma_dgrad_gather(p, device), config,
+                            wgmma_dgrad_buffers);
+        },
+    .configs =
+        [](const Conv2dProblem& p, const Device& device) {
+          return wgmma_configs(wgmma_candidates<true>(), wgmma_dgrad_gather(p, device));
+        }};
 
 }  // namespace kiln

@@ -21,8 +21,14 @@ Support supports(const Conv2dProblem& p, const Device& device) {
 extern const Impl<Conv2dDgrad> conv2d_dgrad_wgmma_halo = {
     .name = "wgmma_halo",
     .supports = supports,
-    .plan = [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-      return wgmma_plan(halo_candidates<true>(), wgmma_dgrad_gather(p, device), config, wgmma_dgrad_buffers);
-    }};
+    .plan =
+        [](const Conv2dProblem& p, const Device& device, std::string_view config) {
+          return wgmma_plan(halo_candidates<true>(), wgmma_dgrad_gather(p, device), config,
+                            wgmma_dgrad_buffers);
+        },
+    .configs =
+        [](const Conv2dProblem& p, const Device& device) {
+          return wgmma_configs(halo_candidates<true>(), wgmma_dgrad_gather(p, device));
+        }};
 
 }  // namespace kiln

@@ -14,8 +14,14 @@ namespace kiln {
 extern const Impl<Conv2dFwd> conv2d_fwd_wgmma = {
     .name = "wgmma",
     .supports = wgmma_gather_supports,
-    .plan = [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-      return wgmma_plan(wgmma_candidates<false>(), wgmma_fwd_gather(p, device), config, wgmma_fwd_buffers);
-    }};
+    .plan =
+        [](const Conv2dProblem& p, const Device& device, std::string_view config) {
+          return wgmma_plan(wgmma_candidates<false>(), wgmma_fwd_gather(p, device), config,
+                            wgmma_fwd_buffers);
+        },
+    .configs =
+        [](const Conv2dProblem& p, const Device& device) {
+          return wgmma_configs(wgmma_candidates<false>(), wgmma_fwd_gather(p, device));
+        }};
 
 }  // namespace kiln

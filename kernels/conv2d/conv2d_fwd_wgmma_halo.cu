@@ -22,8 +22,13 @@ Support supports(const Conv2dProblem& p, const Device& device) {
 extern const Impl<Conv2dFwd> conv2d_fwd_wgmma_halo = {
     .name = "wgmma_halo",
     .supports = supports,
-    .plan = [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-      return wgmma_plan(halo_candidates<false>(), wgmma_fwd_gather(p, device), config, wgmma_fwd_buffers);
-    }};
+    .plan =
+        [](const Conv2dProblem& p, const Device& device, std::string_view config) {
+          return wgmma_plan(halo_candidates<false>(), wgmma_fwd_gather(p, device), config, wgmma_fwd_buffers);
+        },
+    .configs =
+        [](const Conv2dProblem& p, const Device& device) {
+          return wgmma_configs(halo_candidates<false>(), wgmma_fwd_gather(p, device));
+        }};
 
 }  // namespace kiln

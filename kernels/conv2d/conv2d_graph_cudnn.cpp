@@ -191,10 +191,10 @@ Bound CudnnConvPlan::bind(const CudnnConvOperands& operands, void* workspace,
   });
 }
 
-CudnnConv::CudnnConv(CudnnConvPass pass, const Conv2dProblem& problem)
+CudnnConv::CudnnConv(CudnnConvPass pass, const Conv2dProblem& problem, std::shared_ptr<CudnnHandle> handle)
     : dtype_(problem.dtype),
       filter_elements_(size_t{1} * problem.k * problem.r * problem.s * problem.c),
-      handle_(CudnnHandle::shared()) {
+      handle_(std::move(handle)) {
   graph_ = try_graph(handle_, [&] { return pass_operations(pass, problem); });
   if (graph_) list(*graph_, false);
   if (pass == CudnnConvPass::kWgrad && dtype_ == DType::kBF16) list_through_bf16(problem);

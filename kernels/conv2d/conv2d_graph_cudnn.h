@@ -39,7 +39,8 @@ class CudnnConvPlan {
 // A pass of a problem with its list of plans (conv2d_cudnn.h says which and in which order).
 class CudnnConv {
  public:
-  CudnnConv(CudnnConvPass pass, const Conv2dProblem& problem);
+  CudnnConv(CudnnConvPass pass, const Conv2dProblem& problem,
+            std::shared_ptr<CudnnHandle> handle = CudnnHandle::shared());
   size_t size() const { return entries_.size(); }
   // config, engine, notes and exact of the k-th plan; the rest is not known before it is made.
   CudnnPlanInfo info(size_t k) const;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -260,6 +261,21 @@ inline const WgmmaCandidate& choose_wgmma(const std::vector<WgmmaCandidate>& can
   }
   if (!name.empty()) fail_usage("conv2d: unknown wgmma tile '" + std::string(name) + "'; known: " + known);
   return *best;
+}
+
+// The tile shapes that take the problem, the least cost first.
+inline std::vector<std::string> wgmma_configs(const std::vector<WgmmaCandidate>& candidates,
+                                              const WgmmaGather& gather) {
+  std::vector<const WgmmaCandidate*> fitting;
+  for (const WgmmaCandidate& candidate : candidates) {
+    if (std::isfinite(candidate.cost(gather))) fitting.push_back(&candidate);
+  }
+  std::stable_sort(fitting.begin(), fitting.end(), [&](const WgmmaCandidate* a, const WgmmaCandidate* b) {
+    return a->cost(gather) < b->cost(gather);
+  });
+  std::vector<std::string> names;
+  for (const WgmmaCandidate* candidate : fitting) names.push_back(candidate->name);
+  return names;
 }
 
 // The plan of a pass: `buffers(args)` names the pass's tensors.

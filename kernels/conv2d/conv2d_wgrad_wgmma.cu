@@ -164,19 +164,26 @@ const std::vector<Candidate>& candidates() {
 extern const Impl<Conv2dWgrad> conv2d_wgrad_wgmma = {
     .name = "wgmma",
     .supports = supports,
-    .plan = [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-      const Candidate* best = nullptr;
-      double best_cost = 0;
-      std::string known;
-      for (const Candidate& tile : candidates()) {
-        const double cost = tile.cost(p, device);
-        if (tile.name == config) return tile.plan(p, device);
-        if (!best || cost < best_cost) best = &tile, best_cost = cost;
-        known += (known.empty() ? "" : ", ") + tile.name;
-      }
-      if (!config.empty())
-        fail_usage("conv2d wgmma: unknown tile '" + std::string(config) + "'; known: " + known);
-      return best->plan(p, device);
-    }};
+    .plan =
+        [](const Conv2dProblem& p, const Device& device, std::string_view config) {
+          const Candidate* best = nullptr;
+          double best_cost = 0;
+          std::string known;
+          for (const Candidate& tile : candidates()) {
+            const double cost = tile.cost(p, device);
+            if (tile.name == config) return tile.plan(p, device);
+            if (!best || cost < best_cost) best = &tile, best_cost = cost;
+            known += (known.empty() ? "" : ", ") + tile.name;
+          }
+          if (!config.empty())
+            fail_usage("conv2d wgmma: unknown tile '" + std::string(config) + "'; known: " + known);
+          return best->plan(p, device);
+        },
+    .configs =
+        [](const Conv2dProblem&, const Device&) {
+          std::vector<std::string> names;
+          for (const Candidate& tile : candidates()) names.push_back(tile.name);
+          return names;
+        }};
 
 }  // namespace kiln

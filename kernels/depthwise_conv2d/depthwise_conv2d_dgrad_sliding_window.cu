@@ -236,11 +236,13 @@ Plan<DepthwiseConv2dDgrad::Args> plan_stride_1(const DepthwiseConv2dProblem& p, 
 extern const Impl<DepthwiseConv2dDgrad> depthwise_conv2d_dgrad_sliding_window = {
     .name = "sliding_window",
     .supports = depthwise_supports,
-    .plan = [](const DepthwiseConv2dProblem& p, const Device& device, std::string_view config) {
-      if (p.stride_h == 1) return plan_stride_1(p, device, config);
-      const int rows = depthwise_rows_of_config(config);
-      return p.dtype == DType::kBF16 ? plan_stride_2<bf16>(p, device, rows)
-                                     : plan_stride_2<float>(p, device, rows);
-    }};
+    .plan =
+        [](const DepthwiseConv2dProblem& p, const Device& device, std::string_view config) {
+          if (p.stride_h == 1) return plan_stride_1(p, device, config);
+          const int rows = depthwise_rows_of_config(config);
+          return p.dtype == DType::kBF16 ? plan_stride_2<bf16>(p, device, rows)
+                                         : plan_stride_2<float>(p, device, rows);
+        },
+    .configs = [](const DepthwiseConv2dProblem& p, const Device&) { return depthwise_configs(p.h); }};
 
 }  // namespace kiln

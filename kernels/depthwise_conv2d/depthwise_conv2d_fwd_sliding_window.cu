@@ -263,10 +263,12 @@ DepthwiseCorrelation make_depthwise_correlation(const DepthwiseConv2dProblem& p,
 extern const Impl<DepthwiseConv2dFwd> depthwise_conv2d_fwd_sliding_window = {
     .name = "sliding_window",
     .supports = depthwise_supports,
-    .plan = [](const DepthwiseConv2dProblem& p, const Device& device, std::string_view config) {
-      using Args = DepthwiseConv2dFwd::Args;
-      return make_plan<Args>(0, [run = make_depthwise_correlation(p, false, device, config)](
-                                    const Args& a, void*, Stream stream) { run(a, stream); });
-    }};
+    .plan =
+        [](const DepthwiseConv2dProblem& p, const Device& device, std::string_view config) {
+          using Args = DepthwiseConv2dFwd::Args;
+          return make_plan<Args>(0, [run = make_depthwise_correlation(p, false, device, config)](
+                                        const Args& a, void*, Stream stream) { run(a, stream); });
+        },
+    .configs = [](const DepthwiseConv2dProblem& p, const Device&) { return depthwise_configs(p.p()); }};
 
 }  // namespace kiln

@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "kernels/common/error.h"
 #include "kernels/common/grid.h"
@@ -74,6 +75,15 @@ inline int depthwise_rows_of_config(std::string_view config) {
     if (error == std::errc() && stop == end && rows > 0) return rows;
   }
   fail_usage("the config is p<rows>, the rows a thread walks down (p8), got '" + std::string(config) + "'");
+}
+
+// The walks worth trying down a map of `height` rows.
+inline std::vector<std::string> depthwise_configs(int height) {
+  std::vector<std::string> configs;
+  for (const int rows : {32, 16, 8, 4, 2}) {
+    if (rows < 2 * height) configs.push_back("p" + std::to_string(rows));
+  }
+  return configs;
 }
 
 // Whether the kernels of this family are compiled for a problem.

@@ -194,9 +194,11 @@ Plan<DepthwiseConv2dWgrad::Args> plan(const DepthwiseConv2dProblem& p, const Dev
 extern const Impl<DepthwiseConv2dWgrad> depthwise_conv2d_wgrad_two_stage = {
     .name = "two_stage",
     .supports = depthwise_supports,
-    .plan = [](const DepthwiseConv2dProblem& p, const Device& device, std::string_view config) {
-      const int rows = depthwise_rows_of_config(config);
-      return p.dtype == DType::kBF16 ? plan<bf16>(p, device, rows) : plan<float>(p, device, rows);
-    }};
+    .plan =
+        [](const DepthwiseConv2dProblem& p, const Device& device, std::string_view config) {
+          const int rows = depthwise_rows_of_config(config);
+          return p.dtype == DType::kBF16 ? plan<bf16>(p, device, rows) : plan<float>(p, device, rows);
+        },
+    .configs = [](const DepthwiseConv2dProblem& p, const Device&) { return depthwise_configs(p.p()); }};
 
 }  // namespace kiln

@@ -1,4 +1,4 @@
-// The tables of sgd and grad_norm: one line an implementation, best first.
+// The tables of sgd, adamw and grad_norm: one line an implementation, best first.
 #include "kernels/optimizer/optimizer.h"
 
 namespace kiln {
@@ -9,6 +9,12 @@ KILN_TABLES(SgdStep,
              sgd_step_cpu_naive),
             (sgd_step_vectorized,
              sgd_step_naive))
+
+KILN_TABLES(AdamwStep,
+            (adamw_step_cpu_fast,
+             adamw_step_cpu_naive),
+            (adamw_step_vectorized,
+             adamw_step_naive))
 
 KILN_TABLES(GradNorm,
             (grad_norm_fwd_cpu_fast,

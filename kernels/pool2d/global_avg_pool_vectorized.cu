@@ -1,92 +1,29 @@
 // global_avg_pool fwd: y[n,c] = mean_{h,w} x[n,h,w,c];  bwd: dx[n,h,w,c] = dy[n,c] / (H*W).
 //
-// A block owns `columns` vectors of channels of one image, as `columns` x `rows` threads; a vector is V
-// channels, 16 bytes where c is a multiple of that, else one channel. A thread owns one vector in every
-// rows-th pixel, so that a row of threads moves contiguous memory. Forward: it sums its pixels in fp32,
-// kBatch loads in flight, the rows meet in shared memory (4 * 256 * V bytes, 8 KiB at most) and a thread adds
-// one channel over the rows in order. Backward: it divides once and stores. Needs 16-byte aligned tensors
-// (make_plan checks). Deterministic. Mirrors cpu_reference/global_avg_pool_naive.cpp.
-#include <bit>
-
+// Blocks and threads lie over an image as global_pool.cuh says. Forward: a thread sums its pixels in fp32,
+// several loads in flight, the rows meet in shared memory (4 * 256 * V bytes, 8 KiB at most) and a thread
+// adds one channel over the rows in order. Backward: it divides once and stores. Needs 16-byte aligned
+// tensors (make_plan checks). Deterministic. Mirrors cpu_reference/global_avg_pool_naive.cpp.
 #include "kernels/common/check.h"
-#include "kernels/common/grid.h"
-#include "kernels/common/vec.cuh"
-#include "kernels/pool2d/pool2d.h"
+#include "kernels/pool2d/global_pool.cuh"
 
 namespace kiln {
 namespace {
 
-constexpr int kMostThreads = 256;
-constexpr int kBatch = 8;      // pixels a thread has in flight
-constexpr int kTailBatch = 4;  // the same for its last pixels
-
-// How threads lie over an image; columns and rows are powers of two.
-struct Layout {
-  unsigned pixels, rows;  // unsigned: a step beyond the last pixel does not overflow
-  int channels, columns_log2;
-  int chunks;  // blocks for one image
-};
-
-// The owner of a thread's work. `inside`: its vector exists (the last block of an image may be partly empty).
-struct Owner {
-  size_t image;  // n
-  int chunk_channel, channel;
-  unsigned row;
-  bool inside;
-};
-
-template <int V>
-__device__ __forceinline__ Owner owner(const Layout& l) {
-  const int n = static_cast<int>(blockIdx.x) / l.chunks;
-  const int chunk = static_cast<int>(blockIdx.x) - n * l.chunks;
-  const int column = static_cast<int>(threadIdx.x) & ((1 << l.columns_log2) - 1);
-  const int begin = (chunk << l.columns_log2) * V;
-  const int channel = begin + column * V;
-  return {static_cast<size_t>(n), begin, channel, threadIdx.x >> l.columns_log2, channel < l.channels};
-}
-
-// Adds kCount pixels, l.rows apart, their loads in flight together. kTail: those beyond the image read its
-// last pixel instead and add nothing.
-template <class T, int V, int kCount, bool kTail>
-__device__ __forceinline__ void add_pixels(const T* __restrict__ first,  // x[n, 0, channel]
-                                           const Layout& l, unsigned pixel, float (&sum)[V]) {
-  Vec<T, V> batch[kCount];
-#pragma unroll
-  for (int b = 0; b < kCount; ++b) {
-    const unsigned at = kTail ? min(pixel + b * l.rows, l.pixels - 1) : pixel + b * l.rows;
-    batch[b] = Vec<T, V>::load(first + static_cast<size_t>(at) * l.channels);
-  }
-#pragma unroll
-  for (int b = 0; b < kCount; ++b) {
-    const bool counts = !kTail || pixel + b * l.rows < l.pixels;
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] += counts ? batch[b][j] : 0.0f;
-  }
-}
-
-// Sums of V channels over every rows-th pixel from the owner's row on.
 template <class T, int V>
-__device__ __forceinline__ void sum_pixels(const T* __restrict__ x,  // [N,H*W,C]
-                                           const Layout& l, const Owner& o, float (&sum)[V]) {
-  const T* first = x + o.image * l.pixels * l.channels + o.channel;
-  unsigned pixel = o.row;
-  for (; pixel + (kBatch - 1) * l.rows < l.pixels; pixel += kBatch * l.rows) {
-    add_pixels<T, V, kBatch, false>(first, l, pixel, sum);
-  }
-  for (; pixel < l.pixels; pixel += kTailBatch * l.rows) {
-    add_pixels<T, V, kTailBatch, true>(first, l, pixel, sum);
-  }
-}
-
-template <class T, int V>
-__global__ __launch_bounds__(kMostThreads, 4) void global_avg_pool_fwd_vectorized_kernel(
+__global__ __launch_bounds__(kGlobalPoolThreads, 4) void global_avg_pool_fwd_vectorized_kernel(
     const T* __restrict__ x,  // [N,H,W,C]
     T* __restrict__ y,        // [N,C]
-    const __grid_constant__ Layout l) {
-  alignas(16) __shared__ float partial[kMostThreads * V];  // [rows][columns * V]
-  const Owner o = owner<V>(l);
+    const __grid_constant__ GlobalPoolLayout l) {
+  alignas(16) __shared__ float partial[kGlobalPoolThreads * V];  // [rows][columns * V]
+  const GlobalPoolOwner o = global_pool_owner<V>(l);
   float sum[V] = {};
-  if (o.inside) sum_pixels<T, V>(x, l, o, sum);
+  if (o.inside) {
+    take_all_pixels<T, V>(x, l, o, [&](const Vec<T, V>& v, unsigned, bool counts) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[j] += counts ? v[j] : 0.0f;
+    });
+  }
 #pragma unroll
   for (int j = 0; j < V; ++j) partial[threadIdx.x * V + j] = sum[j];
   __syncthreads();  // every row's sums are in place
@@ -102,11 +39,11 @@ __global__ __launch_bounds__(kMostThreads, 4) void global_avg_pool_fwd_vectorize
 }
 
 template <class T, int V>
-__global__ __launch_bounds__(kMostThreads) void global_avg_pool_bwd_vectorized_kernel(
+__global__ __launch_bounds__(kGlobalPoolThreads) void global_avg_pool_bwd_vectorized_kernel(
     const T* __restrict__ dy,  // [N,C]
     T* __restrict__ dx,        // [N,H,W,C]
-    const __grid_constant__ Layout l) {
-  const Owner o = owner<V>(l);
+    const __grid_constant__ GlobalPoolLayout l) {
+  const GlobalPoolOwner o = global_pool_owner<V>(l);
   if (!o.inside) return;
   auto g = Vec<T, V>::load(dy + o.image * l.channels + o.channel);
 #pragma unroll
@@ -117,30 +54,14 @@ __global__ __launch_bounds__(kMostThreads) void global_avg_pool_bwd_vectorized_k
   }
 }
 
-// Columns: the widest power of two up to 32 that divides the vectors of a pixel, where that is 4 (64 bytes)
-// or more; else enough for all of them, up to 32.
-Layout make_layout(const GlobalAvgPoolProblem& p, int v) {
-  const unsigned vectors = static_cast<unsigned>(p.c / v);
-  unsigned columns = std::min(32u, vectors & -vectors);
-  if (columns < 4) columns = std::bit_ceil(std::min(32u, vectors));
-  const unsigned pixels = static_cast<unsigned>(p.h) * p.w;
-  const unsigned rows = std::min(kMostThreads / columns, std::bit_ceil(pixels));
-  return {.pixels = pixels,
-          .rows = rows,
-          .channels = p.c,
-          .columns_log2 = std::countr_zero(columns),
-          .chunks = static_cast<int>(ceil_div(vectors, columns))};
-}
-
 Support supports(const GlobalAvgPoolProblem&, const Device&) { return Support::yes(); }
 
 template <class T, int V>
 Plan<GlobalAvgPoolFwd::Args> plan_fwd(const GlobalAvgPoolProblem& p) {
   return make_plan<GlobalAvgPoolFwd::Args>(
-      0, [n = p.n, l = make_layout(p, V)](const auto& a, void*, Stream stream) {
-        global_avg_pool_fwd_vectorized_kernel<T, V>
-            <<<grid_for(1LL * n * l.chunks, 1), l.rows << l.columns_log2, 0, cuda_stream(stream)>>>(
-                static_cast<const T*>(a.x), static_cast<T*>(a.y), l);
+      0, [l = make_global_pool_layout(p, V)](const auto& a, void*, Stream stream) {
+        global_avg_pool_fwd_vectorized_kernel<T, V><<<l.blocks, l.threads, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.x), static_cast<T*>(a.y), l);
         check_launch("global_avg_pool_fwd_vectorized_kernel");
       });
 }
@@ -148,10 +69,9 @@ Plan<GlobalAvgPoolFwd::Args> plan_fwd(const GlobalAvgPoolProblem& p) {
 template <class T, int V>
 Plan<GlobalAvgPoolBwd::Args> plan_bwd(const GlobalAvgPoolProblem& p) {
   return make_plan<GlobalAvgPoolBwd::Args>(
-      0, [n = p.n, l = make_layout(p, V)](const auto& a, void*, Stream stream) {
-        global_avg_pool_bwd_vectorized_kernel<T, V>
-            <<<grid_for(1LL * n * l.chunks, 1), l.rows << l.columns_log2, 0, cuda_stream(stream)>>>(
-                static_cast<const T*>(a.dy), static_cast<T*>(a.dx), l);
+      0, [l = make_global_pool_layout(p, V)](const auto& a, void*, Stream stream) {
+        global_avg_pool_bwd_vectorized_kernel<T, V><<<l.blocks, l.threads, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.dy), static_cast<T*>(a.dx), l);
         check_launch("global_avg_pool_bwd_vectorized_kernel");
       });
 }

@@ -7,34 +7,10 @@
 // once for the whole cell. No shared memory. Needs 16-byte aligned tensors (make_plan checks). Deterministic:
 // sums run in fp32 over the windows from the last to the first. Mirrors cpu_reference/max_pool2d_naive.cpp.
 #include "kernels/common/check.h"
-#include "kernels/common/grid.h"
-#include "kernels/common/vec.cuh"
-#include "kernels/pool2d/pool2d_shape.h"
+#include "kernels/pool2d/pool2d_window.cuh"
 
 namespace kiln {
 namespace {
-
-constexpr int kThreads = 256;
-
-struct Grid {
-  PoolShape g;
-  PoolCells rows, columns;
-  unsigned threads;  // n * rows.count * columns.count * (c / V)
-};
-
-// A thread's cell (u, v) of image n, and its first channel.
-struct Cell {
-  int n, u, v, c;
-};
-
-template <int V>
-__device__ __forceinline__ Cell cell_of(unsigned i, const Grid& grid) {
-  const unsigned vectors = static_cast<unsigned>(grid.g.c / V);
-  const unsigned cell = i / vectors, row = cell / grid.columns.count, n = row / grid.rows.count;
-  return {static_cast<int>(n), static_cast<int>(row - n * grid.rows.count) + grid.rows.first,
-          static_cast<int>(cell - row * grid.columns.count) + grid.columns.first,
-          static_cast<int>(i - cell * vectors) * V};
-}
 
 // Gradient and saved positions of window (p, q); zeros where there is none.
 template <class T, int V>
@@ -44,15 +20,14 @@ struct WindowGradient {
 
   __device__ __forceinline__ WindowGradient(const T* __restrict__ dy_in,         // [N,P,Q,C]
                                             const uint8_t* __restrict__ arg_in,  // [N,P,Q,C]
-                                            const PoolShape& g, int n, int p, int q, int c) {
+                                            const PoolShape& g, const PoolCell& cell, int p, int q) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       dy.set(j, 0.0f);
       arg.v[j] = 0;
     }
-    if (static_cast<unsigned>(p) < static_cast<unsigned>(g.p) &&
-        static_cast<unsigned>(q) < static_cast<unsigned>(g.q)) {
-      const unsigned at = static_cast<unsigned>(((n * g.p + p) * g.q + q) * g.c + c);
+    unsigned at;
+    if (find_window(g, cell, p, q, at)) {
       dy = Vec<T, V>::load(dy_in + at);
       arg = Vec<uint8_t, V>::load(arg_in + at);
     }
@@ -63,38 +38,22 @@ struct WindowGradient {
   }
 };
 
-// Element (i, j) of the cell, where it is inside the image.
-template <class T, int V>
-__device__ __forceinline__ void store_element(T* __restrict__ dx,  // [N,H,W,C]
-                                              const PoolShape& g, const Cell& cell, int i, int j,
-                                              const float (&sum)[V]) {
-  const int h = cell.u * g.stride_h - g.pad_h + i, w = cell.v * g.stride_w - g.pad_w + j;
-  if (static_cast<unsigned>(h) >= static_cast<unsigned>(g.h) ||
-      static_cast<unsigned>(w) >= static_cast<unsigned>(g.w)) {
-    return;
-  }
-  Vec<T, V> out;
-#pragma unroll
-  for (int k = 0; k < V; ++k) out.set(k, sum[k]);
-  out.store(dx + static_cast<unsigned>(((cell.n * g.h + h) * g.w + w) * g.c + cell.c));
-}
-
 // Square windows of kSide with stride kStride, unrolled.
 template <class T, int V, int kSide, int kStride>
-__global__ __launch_bounds__(kThreads) void max_pool2d_bwd_vectorized_square_kernel(
+__global__ __launch_bounds__(kPoolThreads) void max_pool2d_bwd_vectorized_square_kernel(
     const T* __restrict__ dy,         // [N,P,Q,C]
     const uint8_t* __restrict__ arg,  // [N,P,Q,C]
     T* __restrict__ dx,               // [N,H,W,C]
-    const __grid_constant__ Grid grid) {
+    const __grid_constant__ PoolCellGrid grid) {
   constexpr int kOverlap = (kSide + kStride - 1) / kStride;
-  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned i = blockIdx.x * kPoolThreads + threadIdx.x;
   if (i >= grid.threads) return;
-  const Cell cell = cell_of<V>(i, grid);
+  const PoolCell cell = pool_cell<V>(i, grid);
   float sum[kStride * kStride][V] = {};
 #pragma unroll
   for (int o = 0; o < kOverlap * kOverlap; ++o) {
     const int k = o / kOverlap, l = o % kOverlap;
-    const WindowGradient<T, V> window(dy, arg, grid.g, cell.n, cell.u - k, cell.v - l, cell.c);
+    const WindowGradient<T, V> window(dy, arg, grid.g, cell, cell.u - k, cell.v - l);
 #pragma unroll
     for (int e = 0; e < kStride * kStride; ++e) {
       const int r = e / kStride + k * kStride, s = e % kStride + l * kStride;
@@ -103,48 +62,48 @@ __global__ __launch_bounds__(kThreads) void max_pool2d_bwd_vectorized_square_ker
   }
 #pragma unroll
   for (int e = 0; e < kStride * kStride; ++e) {
-    store_element<T, V>(dx, grid.g, cell, e / kStride, e % kStride, sum[e]);
+    store_cell_element<T, V>(dx, grid.g, cell, e / kStride, e % kStride, sum[e]);
   }
 }
 
 // Any window and stride: one element of the cell at a time, which reads its windows again (from the L1
 // cache).
 template <class T, int V>
-__global__ __launch_bounds__(kThreads) void max_pool2d_bwd_vectorized_any_kernel(
+__global__ __launch_bounds__(kPoolThreads) void max_pool2d_bwd_vectorized_any_kernel(
     const T* __restrict__ dy,         // [N,P,Q,C]
     const uint8_t* __restrict__ arg,  // [N,P,Q,C]
     T* __restrict__ dx,               // [N,H,W,C]
-    const __grid_constant__ Grid grid) {
-  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+    const __grid_constant__ PoolCellGrid grid) {
+  const unsigned i = blockIdx.x * kPoolThreads + threadIdx.x;
   if (i >= grid.threads) return;
-  const Cell cell = cell_of<V>(i, grid);
+  const PoolCell cell = pool_cell<V>(i, grid);
   const PoolShape& g = grid.g;
   for (int row = 0; row < g.stride_h; ++row) {
     for (int column = 0; column < g.stride_w; ++column) {
       float sum[V] = {};
       for (int r = row, p = cell.u; r < g.r && p >= 0; r += g.stride_h, --p) {
         for (int s = column, q = cell.v; s < g.s && q >= 0; s += g.stride_w, --q) {
-          WindowGradient<T, V>(dy, arg, g, cell.n, p, q, cell.c).add_to(sum, r * g.s + s);
+          WindowGradient<T, V>(dy, arg, g, cell, p, q).add_to(sum, r * g.s + s);
         }
       }
-      store_element<T, V>(dx, g, cell, row, column, sum);
+      store_cell_element<T, V>(dx, g, cell, row, column, sum);
     }
   }
 }
 
 template <class T, int V, int kSide, int kStride>
-void launch(const MaxPool2dBwd::Args& a, const Grid& grid, Stream stream) {
-  const unsigned blocks = grid_for(grid.threads, kThreads);
+void launch(const MaxPool2dBwd::Args& a, const PoolCellGrid& grid, Stream stream) {
+  const unsigned blocks = grid_for(grid.threads, kPoolThreads);
   const T* dy = static_cast<const T*>(a.dy);
   const uint8_t* arg = static_cast<const uint8_t*>(a.arg);
   T* dx = static_cast<T*>(a.dx);
   if constexpr (kSide > 0) {
     max_pool2d_bwd_vectorized_square_kernel<T, V, kSide, kStride>
-        <<<blocks, kThreads, 0, cuda_stream(stream)>>>(dy, arg, dx, grid);
+        <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(dy, arg, dx, grid);
     check_launch("max_pool2d_bwd_vectorized_square_kernel");
   } else {
     max_pool2d_bwd_vectorized_any_kernel<T, V>
-        <<<blocks, kThreads, 0, cuda_stream(stream)>>>(dy, arg, dx, grid);
+        <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(dy, arg, dx, grid);
     check_launch("max_pool2d_bwd_vectorized_any_kernel");
   }
 }
@@ -159,13 +118,8 @@ Plan<MaxPool2dBwd::Args> plan(const MaxPool2dProblem& p) {
           : square && p.r == 3 ? launch<T, kVec16<T>, 3, 2>
                                : launch<T, kVec16<T>, 0, 0>;
   }
-  Grid grid = {.g = make_pool_shape(p),
-               .rows = pool_cells(p.h, p.stride_h, p.pad_h),
-               .columns = pool_cells(p.w, p.stride_w, p.pad_w),
-               .threads = 0};
-  grid.threads = static_cast<unsigned>(p.n) * grid.rows.count * grid.columns.count * (p.c / V);
-  return make_plan<MaxPool2dBwd::Args>(
-      0, [run, grid](const auto& a, void*, Stream stream) { run(a, grid, stream); });
+  return make_plan<MaxPool2dBwd::Args>(0, [run, grid = make_pool_cell_grid(p, V)](
+                                              const auto& a, void*, Stream stream) { run(a, grid, stream); });
 }
 
 }  // namespace

@@ -7,19 +7,10 @@
 // together. No shared memory. Needs 16-byte aligned tensors (make_plan checks). Deterministic. Mirrors
 // cpu_reference/max_pool2d_naive.cpp.
 #include "kernels/common/check.h"
-#include "kernels/common/grid.h"
-#include "kernels/common/vec.cuh"
-#include "kernels/pool2d/pool2d_shape.h"
+#include "kernels/pool2d/pool2d_window.cuh"
 
 namespace kiln {
 namespace {
-
-constexpr int kThreads = 256;
-
-// The first element of the window a thread owns, in the unpadded image; may be negative.
-struct Window {
-  int n, h, w;
-};
 
 // The first maximum so far, per channel; a later NaN replaces it, nothing replaces a NaN but a NaN.
 template <int V>
@@ -45,55 +36,34 @@ struct Best {
   }
 };
 
-// Element (r, s) of the window: V channels from c on, or minus infinity, which is never better, in the
-// padding.
-template <class T, int V, bool kPadded>
-__device__ __forceinline__ Vec<T, V> load_tap(const T* __restrict__ x,  // [N,H,W,C]
-                                              const PoolShape& g, const Window& at, int r, int s, int c) {
-  const int h = at.h + r, w = at.w + s;
-  const T* tap = x + static_cast<unsigned>(((at.n * g.h + h) * g.w + w) * g.c + c);
-  if constexpr (!kPadded) {
-    return Vec<T, V>::load(tap);
-  } else {
-    Vec<T, V> v;
-#pragma unroll
-    for (int j = 0; j < V; ++j) v.set(j, -INFINITY);
-    if (static_cast<unsigned>(h) < static_cast<unsigned>(g.h) &&
-        static_cast<unsigned>(w) < static_cast<unsigned>(g.w)) {
-      v = Vec<T, V>::load(tap);
-    }
-    return v;
-  }
-}
-
 // kSide: the side of a square window that is unrolled, 0: any window, one tap at a time. kPadded: a window
 // may reach into the padding.
 template <class T, int V, int kSide, bool kPadded, bool kArg>
-__global__ __launch_bounds__(kThreads) void max_pool2d_fwd_vectorized_kernel(
+__global__ __launch_bounds__(kPoolThreads) void max_pool2d_fwd_vectorized_kernel(
     const T* __restrict__ x,    // [N,H,W,C]
     T* __restrict__ y,          // [N,P,Q,C]
     uint8_t* __restrict__ arg,  // [N,P,Q,C], null without kArg
     const __grid_constant__ PoolShape g) {
-  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned i = blockIdx.x * kPoolThreads + threadIdx.x;
   if (i >= static_cast<unsigned>(g.elements / V)) return;
-  const unsigned vectors = static_cast<unsigned>(g.c / V);  // of a pixel
-  const unsigned pixel = i / vectors, row = pixel / g.q, n = row / g.p;
-  const int c = static_cast<int>(i - pixel * vectors) * V;
-  const Window at = {static_cast<int>(n), static_cast<int>(row - n * g.p) * g.stride_h - g.pad_h,
-                     static_cast<int>(pixel - row * g.q) * g.stride_w - g.pad_w};
+  const PoolWindow at = pool_window<V>(i, g);
 
-  // A window of nothing but minus infinity has its first element inside the image as the position.
+  // A window of nothing but minus infinity, which is never better, has its first element inside the image as
+  // the position.
   Best<V> best(max(0, -at.h) * g.s + max(0, -at.w));
   if constexpr (kSide > 0) {
     Vec<T, V> taps[kSide * kSide];
 #pragma unroll
-    for (int k = 0; k < kSide * kSide; ++k)
-      taps[k] = load_tap<T, V, kPadded>(x, g, at, k / kSide, k % kSide, c);
+    for (int k = 0; k < kSide * kSide; ++k) {
+      taps[k] = load_tap<T, V, kPadded>(x, g, at, k / kSide, k % kSide, -INFINITY);
+    }
 #pragma unroll
     for (int k = 0; k < kSide * kSide; ++k) best.take(taps[k], k);
   } else {
     for (int r = 0; r < g.r; ++r) {
-      for (int s = 0; s < g.s; ++s) best.take(load_tap<T, V, kPadded>(x, g, at, r, s, c), r * g.s + s);
+      for (int s = 0; s < g.s; ++s) {
+        best.take(load_tap<T, V, kPadded>(x, g, at, r, s, -INFINITY), r * g.s + s);
+      }
     }
   }
 
@@ -110,17 +80,17 @@ __global__ __launch_bounds__(kThreads) void max_pool2d_fwd_vectorized_kernel(
 
 template <class T, int V, int kSide, bool kPadded>
 void launch(const MaxPool2dFwd::Args& a, const PoolShape& g, Stream stream) {
-  const unsigned blocks = grid_for(g.elements / V, kThreads);
+  const unsigned blocks = grid_for(g.elements / V, kPoolThreads);
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
   uint8_t* arg = static_cast<uint8_t*>(a.arg);
   if (arg) {
     max_pool2d_fwd_vectorized_kernel<T, V, kSide, kPadded, true>
-        <<<blocks, kThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
+        <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
     check_launch("max_pool2d_fwd_vectorized_kernel (arg)");
   } else {
     max_pool2d_fwd_vectorized_kernel<T, V, kSide, kPadded, false>
-        <<<blocks, kThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
+        <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
     check_launch("max_pool2d_fwd_vectorized_kernel");
   }
 }

@@ -9,104 +9,114 @@
 namespace kiln {
 
 extern const Impl<MaxPool2dFwd> max_pool2d_fwd_cpu_naive;
-
-std::string MaxPool2dProblem::str() const {
-  ProblemWriter out;
-  out.field("n", n).field("h", h).field("w", w).field("c", c).pair("r", r, s);
-  out.pair("st", stride_h, stride_w).pair("p", pad_h, pad_w);
-  return out.flag("arg8", arg == PoolArg::kArg8).str();
-}
-
-MaxPool2dProblem MaxPool2dProblem::parse(std::string_view text, DType dtype) {
-  const ProblemReader in("max_pool2d", text, {"n", "h", "w", "c", "r", "st", "p"}, {"arg8"});
-  MaxPool2dProblem p;
-  p.n = static_cast<int>(in.integer("n"));
-  p.h = static_cast<int>(in.integer("h"));
-  p.w = static_cast<int>(in.integer("w", p.h));
-  p.c = static_cast<int>(in.integer("c"));
-  std::tie(p.r, p.s) = in.pair("r");
-  std::tie(p.stride_h, p.stride_w) = in.pair("st", {p.r, p.s});
-  std::tie(p.pad_h, p.pad_w) = in.pair("p", {0, 0});
-  p.arg = in.flag("arg8") ? PoolArg::kArg8 : PoolArg::kNone;
-  p.dtype = dtype;
-  p.validate();
-  return p;
-}
-
-void MaxPool2dProblem::validate() const {
-  const std::string text = str();
-  const auto rule = [&](bool holds, const char* what) {
-    if (!holds) fail_problem("max_pool2d", text, what);
-  };
-  for (const auto& [name, value] : {std::pair{"n", n},
-                                    {"h", h},
-                                    {"w", w},
-                                    {"c", c},
-                                    {"r (height)", r},
-                                    {"r (width)", s},
-                                    {"st (height)", stride_h},
-                                    {"st (width)", stride_w}}) {
-    require_positive("max_pool2d", text, name, value);
-  }
-  rule(dtype == DType::kF32 || dtype == DType::kBF16, "dtype must be fp32 or bf16");
-  rule(pad_h >= 0 && pad_w >= 0, "padding must not be negative");
-  // With this every window holds at least one element of the image.
-  rule(pad_h <= r / 2 && pad_w <= s / 2, "padding must be at most half of the window");
-  rule(h + 2LL * pad_h >= r && w + 2LL * pad_w >= s, "the window must not be larger than the padded input");
-  rule(h + 2LL * pad_h + stride_h <= 2147483647LL && w + 2LL * pad_w + stride_w <= 2147483647LL,
-       "height and width with padding and stride must stay below 2^31");
-  rule(arg != PoolArg::kArg8 || 1LL * r * s <= 256, "arg8 needs a window of at most 256 elements");
-  require_indexable("max_pool2d", text, "x", {n, h, w, c});
-  require_indexable("max_pool2d", text, "y", {n, p(), q(), c});
-}
-
-std::string GlobalAvgPoolProblem::str() const {
-  return ProblemWriter().field("n", n).field("h", h).field("w", w).field("c", c).str();
-}
-
-GlobalAvgPoolProblem GlobalAvgPoolProblem::parse(std::string_view text, DType dtype) {
-  const ProblemReader in("global_avg_pool", text, {"n", "h", "w", "c"}, {});
-  GlobalAvgPoolProblem p;
-  p.n = static_cast<int>(in.integer("n"));
-  p.h = static_cast<int>(in.integer("h"));
-  p.w = static_cast<int>(in.integer("w", p.h));
-  p.c = static_cast<int>(in.integer("c"));
-  p.dtype = dtype;
-  p.validate();
-  return p;
-}
-
-void GlobalAvgPoolProblem::validate() const {
-  const std::string text = str();
-  for (const auto& [name, value] : {std::pair{"n", n}, {"h", h}, {"w", w}, {"c", c}}) {
-    require_positive("global_avg_pool", text, name, value);
-  }
-  if (dtype != DType::kF32 && dtype != DType::kBF16) {
-    fail_problem("global_avg_pool", text, "dtype must be fp32 or bf16");
-  }
-  require_indexable("global_avg_pool", text, "x", {n, h, w, c});
-}
+extern const Impl<GlobalMaxPoolFwd> global_max_pool_fwd_cpu_naive;
 
 namespace {
 
-std::vector<int64_t> x_shape(const MaxPool2dProblem& p) { return {p.n, p.h, p.w, p.c}; }
-std::vector<int64_t> y_shape(const MaxPool2dProblem& p) { return {p.n, p.p(), p.q(), p.c}; }
+// What all four ops share.
 
-// The most windows along one side that share an element.
-int overlap(int window, int stride) { return (window + stride - 1) / stride; }
-
-}  // namespace
-
-std::vector<TensorSpec> MaxPool2dFwd::tensors(const MaxPool2dProblem& p) {
-  const Role arg_role = p.arg == PoolArg::kArg8 ? Role::kOut : Role::kAbsent;
-  return {
-      {.name = "x", .shape = x_shape(p), .dtype = p.dtype},
-      {.name = "y", .shape = y_shape(p), .dtype = p.dtype, .role = Role::kOut, .check = Check::kExact},
-      {.name = "arg", .shape = y_shape(p), .dtype = DType::kU8, .role = arg_role, .check = Check::kExact}};
+template <class Problem>
+void read_image(const ProblemReader& in, Problem& p) {
+  p.n = static_cast<int>(in.integer("n"));
+  p.h = static_cast<int>(in.integer("h"));
+  p.w = static_cast<int>(in.integer("w", p.h));
+  p.c = static_cast<int>(in.integer("c"));
 }
 
-double MaxPool2dFwd::compulsory_bytes(const MaxPool2dProblem& p) {
-  const auto covered = [](int outputs, int window, int stride, int pad, int size) {
+template <class Problem>
+ProblemWriter write_image(const Problem& p) {
+  return ProblemWriter().field("n", p.n).field("h", p.h).field("w", p.w).field("c", p.c);
+}
+
+template <class Problem>
+void validate_image(std::string_view op, const Problem& p) {
+  const std::string text = p.str();
+  for (const auto& [name, value] : {std::pair{"n", p.n}, {"h", p.h}, {"w", p.w}, {"c", p.c}}) {
+    require_positive(op, text, name, value);
+  }
+  if (p.dtype != DType::kF32 && p.dtype != DType::kBF16) fail_problem(op, text, "dtype must be fp32 or bf16");
+  require_indexable(op, text, "x", {p.n, p.h, p.w, p.c});
+}
+
+template <class Problem>
+TensorSpec x_like(const Problem& p, const char* name) {
+  return {.name = name, .shape = {p.n, p.h, p.w, p.c}, .dtype = p.dtype};
+}
+
+// Bytes as values, 16 a draw: windows then hold ties, which the positions must break.
+std::vector<float> values_with_ties(size_t count) {
+  std::vector<float> x(count);
+  for (size_t i = 0; i < count; i += 16) {
+    const Philox4 draw = philox(1, PhiloxStream::kTest, i / 16);
+    for (size_t j = 0; j < std::min<size_t>(16, count - i); ++j) {
+      x[i + j] = static_cast<float>(draw.v[j / 4] >> (8 * (j % 4)) & 255u);
+    }
+  }
+  return x;
+}
+
+// What the ops with a sliding window share: max_pool2d and avg_pool2d.
+
+template <class Problem>
+ProblemWriter write_window(const Problem& p) {
+  ProblemWriter out = write_image(p).pair("r", p.r, p.s).pair("st", p.stride_h, p.stride_w);
+  return out.pair("p", p.pad_h, p.pad_w);
+}
+
+template <class Problem>
+Problem parse_window(std::string_view op, std::string_view text, std::vector<std::string> flags,
+                     DType dtype) {
+  const ProblemReader in(op, text, {"n", "h", "w", "c", "r", "st", "p"}, flags);
+  Problem p;
+  read_image(in, p);
+  std::tie(p.r, p.s) = in.pair("r");
+  std::tie(p.stride_h, p.stride_w) = in.pair("st", {p.r, p.s});
+  std::tie(p.pad_h, p.pad_w) = in.pair("p", {0, 0});
+  if constexpr (requires { p.arg; }) p.arg = in.flag("arg8") ? PoolArg::kArg8 : PoolArg::kNone;
+  p.dtype = dtype;
+  p.validate();
+  return p;
+}
+
+template <class Problem>
+void validate_window(std::string_view op, const Problem& p) {
+  const std::string text = p.str();
+  const auto rule = [&](bool holds, const char* what) {
+    if (!holds) fail_problem(op, text, what);
+  };
+  validate_image(op, p);
+  for (const auto& [name, value] : {std::pair{"r (height)", p.r},
+                                    {"r (width)", p.s},
+                                    {"st (height)", p.stride_h},
+                                    {"st (width)", p.stride_w}}) {
+    require_positive(op, text, name, value);
+  }
+  rule(p.pad_h >= 0 && p.pad_w >= 0, "padding must not be negative");
+  // With this every window holds at least one element of the image.
+  rule(p.pad_h <= p.r / 2 && p.pad_w <= p.s / 2, "padding must be at most half of the window");
+  rule(p.h + 2LL * p.pad_h >= p.r && p.w + 2LL * p.pad_w >= p.s,
+       "the window must not be larger than the padded input");
+  rule(p.h + 2LL * p.pad_h + p.stride_h <= 2147483647LL && p.w + 2LL * p.pad_w + p.stride_w <= 2147483647LL,
+       "height and width with padding and stride must stay below 2^31");
+  require_indexable(op, text, "y", {p.n, p.p(), p.q(), p.c});
+}
+
+template <class Problem>
+TensorSpec y_like(const Problem& p, const char* name) {
+  return {.name = name, .shape = {p.n, p.p(), p.q(), p.c}, .dtype = p.dtype};
+}
+
+// The most windows that share an element: the length of a sum in dx.
+template <class Problem>
+double overlap(const Problem& p) {
+  const auto along = [](int window, int stride) { return (window + stride - 1) / stride; };
+  return 1.0 * along(p.r, p.stride_h) * along(p.s, p.stride_w);
+}
+
+// The pixels of x that windows cover.
+template <class Problem>
+double covered_pixels(const Problem& p) {
+  const auto along = [](int outputs, int window, int stride, int pad, int size) {
     int count = 0;
     for (int i = 0; i < size; ++i) {
       const int last =
@@ -115,60 +125,164 @@ double MaxPool2dFwd::compulsory_bytes(const MaxPool2dProblem& p) {
     }
     return static_cast<double>(count);
   };
-  const double read = p.n * covered(p.p(), p.r, p.stride_h, p.pad_h, p.h) *
-                      covered(p.q(), p.s, p.stride_w, p.pad_w, p.w) * p.c;
-  const double outputs = 1.0 * p.n * p.p() * p.q() * p.c;
-  const double dtype_bytes = static_cast<double>(size_of(p.dtype));
-  return read * dtype_bytes + outputs * (dtype_bytes + (p.arg == PoolArg::kArg8 ? 1 : 0));
+  return along(p.p(), p.r, p.stride_h, p.pad_h, p.h) * along(p.q(), p.s, p.stride_w, p.pad_w, p.w);
+}
+
+// Bytes of the covered part of x and of y.
+template <class Problem>
+double forward_bytes(const Problem& p) {
+  return p.n * (covered_pixels(p) + 1.0 * p.p() * p.q()) * p.c * static_cast<double>(size_of(p.dtype));
+}
+
+// What the global ops share.
+
+template <class Problem>
+Problem parse_global(std::string_view op, std::string_view text, std::vector<std::string> flags,
+                     DType dtype) {
+  const ProblemReader in(op, text, {"n", "h", "w", "c"}, flags);
+  Problem p;
+  read_image(in, p);
+  if constexpr (requires { p.arg; }) p.arg = in.flag("arg32");
+  p.dtype = dtype;
+  p.validate();
+  return p;
+}
+
+template <class Problem>
+TensorSpec channels_like(const Problem& p, const char* name) {
+  return {.name = name, .shape = {p.n, p.c}, .dtype = p.dtype};
+}
+
+TensorSpec output(TensorSpec spec, Check check, double terms = 1) {
+  spec.role = Role::kOut;
+  spec.check = check;
+  spec.terms = terms;
+  return spec;
+}
+
+// The saved positions, a tensor shaped like `like`.
+TensorSpec positions(TensorSpec like, DType dtype, Role role) {
+  const Fill fill = role == Role::kIn ? Fill::kDerived : Fill::kReal;
+  return {
+      .name = "arg", .shape = like.shape, .dtype = dtype, .role = role, .fill = fill, .check = Check::kExact};
+}
+
+}  // namespace
+
+// max_pool2d
+
+std::string MaxPool2dProblem::str() const {
+  return write_window(*this).flag("arg8", arg == PoolArg::kArg8).str();
+}
+
+MaxPool2dProblem MaxPool2dProblem::parse(std::string_view text, DType dtype) {
+  return parse_window<MaxPool2dProblem>("max_pool2d", text, {"arg8"}, dtype);
+}
+
+void MaxPool2dProblem::validate() const {
+  validate_window("max_pool2d", *this);
+  if (arg == PoolArg::kArg8 && 1LL * r * s > 256) {
+    fail_problem("max_pool2d", str(), "arg8 needs a window of at most 256 elements");
+  }
+}
+
+std::vector<TensorSpec> MaxPool2dFwd::tensors(const MaxPool2dProblem& p) {
+  const Role arg_role = p.arg == PoolArg::kArg8 ? Role::kOut : Role::kAbsent;
+  return {x_like(p, "x"), output(y_like(p, "y"), Check::kExact),
+          positions(y_like(p, "y"), DType::kU8, arg_role)};
+}
+
+double MaxPool2dFwd::compulsory_bytes(const MaxPool2dProblem& p) {
+  return forward_bytes(p) + (p.arg == PoolArg::kArg8 ? 1.0 * p.n * p.p() * p.q() * p.c : 0.0);
 }
 
 std::vector<TensorSpec> MaxPool2dBwd::tensors(const MaxPool2dProblem& p) {
   if (p.arg == PoolArg::kNone) {
     fail_problem("max_pool2d", p.str(), "the backward pass needs the saved positions: add arg8");
   }
-  return {{.name = "dy", .shape = y_shape(p), .dtype = p.dtype},
-          {.name = "arg", .shape = y_shape(p), .dtype = DType::kU8, .fill = Fill::kDerived},
-          {.name = "dx",
-           .shape = x_shape(p),
-           .dtype = p.dtype,
-           .role = Role::kOut,
-           .terms = 1.0 * overlap(p.r, p.stride_h) * overlap(p.s, p.stride_w)}};
+  return {y_like(p, "dy"), positions(y_like(p, "y"), DType::kU8, Role::kIn),
+          output(x_like(p, "dx"), Check::kSum, overlap(p))};
 }
 
 void MaxPool2dBwd::derive(const MaxPool2dProblem& problem, HostTensors& tensors) {
   MaxPool2dProblem p = problem;
   p.dtype = DType::kF32;
-  // Bytes as values, 16 a draw: windows then hold ties, which the positions must break.
-  std::vector<float> x(static_cast<size_t>(p.n) * p.h * p.w * p.c);
+  const std::vector<float> x = values_with_ties(static_cast<size_t>(p.n) * p.h * p.w * p.c);
   std::vector<float> y(static_cast<size_t>(p.n) * p.p() * p.q() * p.c);
-  for (size_t i = 0; i < x.size(); i += 16) {
-    const Philox4 draw = philox(1, PhiloxStream::kTest, i / 16);
-    for (size_t j = 0; j < std::min<size_t>(16, x.size() - i); ++j) {
-      x[i + j] = static_cast<float>(draw.v[j / 4] >> (8 * (j % 4)) & 255u);
-    }
-  }
   max_pool2d_fwd_cpu_naive.plan(p, cpu_device(), "")
       .bind({.x = x.data(), .y = y.data(), .arg = tensors[1].pointer()}, nullptr)
       .launch(nullptr);
 }
 
+// avg_pool2d
+
+std::string AvgPool2dProblem::str() const { return write_window(*this).str(); }
+
+AvgPool2dProblem AvgPool2dProblem::parse(std::string_view text, DType dtype) {
+  return parse_window<AvgPool2dProblem>("avg_pool2d", text, {}, dtype);
+}
+
+void AvgPool2dProblem::validate() const { validate_window("avg_pool2d", *this); }
+
+std::vector<TensorSpec> AvgPool2dFwd::tensors(const AvgPool2dProblem& p) {
+  return {x_like(p, "x"), output(y_like(p, "y"), Check::kReal, 1.0 * p.r * p.s)};
+}
+
+double AvgPool2dFwd::compulsory_bytes(const AvgPool2dProblem& p) { return forward_bytes(p); }
+
+std::vector<TensorSpec> AvgPool2dBwd::tensors(const AvgPool2dProblem& p) {
+  return {y_like(p, "dy"), output(x_like(p, "dx"), Check::kReal, overlap(p))};
+}
+
+// global_max_pool
+
+std::string GlobalMaxPoolProblem::str() const { return write_image(*this).flag("arg32", arg).str(); }
+
+GlobalMaxPoolProblem GlobalMaxPoolProblem::parse(std::string_view text, DType dtype) {
+  return parse_global<GlobalMaxPoolProblem>("global_max_pool", text, {"arg32"}, dtype);
+}
+
+void GlobalMaxPoolProblem::validate() const { validate_image("global_max_pool", *this); }
+
+std::vector<TensorSpec> GlobalMaxPoolFwd::tensors(const GlobalMaxPoolProblem& p) {
+  return {x_like(p, "x"), output(channels_like(p, "y"), Check::kExact),
+          positions(channels_like(p, "y"), DType::kI32, p.arg ? Role::kOut : Role::kAbsent)};
+}
+
+std::vector<TensorSpec> GlobalMaxPoolBwd::tensors(const GlobalMaxPoolProblem& p) {
+  if (!p.arg) {
+    fail_problem("global_max_pool", p.str(), "the backward pass needs the saved positions: add arg32");
+  }
+  return {channels_like(p, "dy"), positions(channels_like(p, "y"), DType::kI32, Role::kIn),
+          output(x_like(p, "dx"), Check::kExact)};
+}
+
+void GlobalMaxPoolBwd::derive(const GlobalMaxPoolProblem& problem, HostTensors& tensors) {
+  GlobalMaxPoolProblem p = problem;
+  p.dtype = DType::kF32;
+  const std::vector<float> x = values_with_ties(static_cast<size_t>(p.n) * p.h * p.w * p.c);
+  std::vector<float> y(static_cast<size_t>(p.n) * p.c);
+  global_max_pool_fwd_cpu_naive.plan(p, cpu_device(), "")
+      .bind({.x = x.data(), .y = y.data(), .arg = tensors[1].pointer()}, nullptr)
+      .launch(nullptr);
+}
+
+// global_avg_pool
+
+std::string GlobalAvgPoolProblem::str() const { return write_image(*this).str(); }
+
+GlobalAvgPoolProblem GlobalAvgPoolProblem::parse(std::string_view text, DType dtype) {
+  return parse_global<GlobalAvgPoolProblem>("global_avg_pool", text, {}, dtype);
+}
+
+void GlobalAvgPoolProblem::validate() const { validate_image("global_avg_pool", *this); }
+
 std::vector<TensorSpec> GlobalAvgPoolFwd::tensors(const GlobalAvgPoolProblem& p) {
-  return {{.name = "x", .shape = {p.n, p.h, p.w, p.c}, .dtype = p.dtype},
-          {.name = "y",
-           .shape = {p.n, p.c},
-           .dtype = p.dtype,
-           .role = Role::kOut,
-           .check = Check::kReal,
-           .terms = 1.0 * p.h * p.w}};
+  return {x_like(p, "x"), output(channels_like(p, "y"), Check::kReal, 1.0 * p.h * p.w)};
 }
 
 std::vector<TensorSpec> GlobalAvgPoolBwd::tensors(const GlobalAvgPoolProblem& p) {
-  return {{.name = "dy", .shape = {p.n, p.c}, .dtype = p.dtype},
-          {.name = "dx",
-           .shape = {p.n, p.h, p.w, p.c},
-           .dtype = p.dtype,
-           .role = Role::kOut,
-           .check = Check::kReal}};
+  return {channels_like(p, "dy"), output(x_like(p, "dx"), Check::kReal)};
 }
 
 }  // namespace kiln

@@ -1,4 +1,5 @@
-// What the max_pool2d kernels know of a problem: plain numbers that device code can read.
+// What the kernels with a sliding window (max_pool2d, avg_pool2d) know of a problem: plain numbers that
+// device code can read.
 //
 // A cell (u, v) is the stride_h x stride_w patch of the input whose rows u*stride_h - pad_h + i, i <
 // stride_h, and columns begin where window (u, v) begins. Cells tile the input, so a backward thread that
@@ -19,7 +20,8 @@ struct PoolShape {
   int elements;  // of y
 };
 
-inline PoolShape make_pool_shape(const MaxPool2dProblem& o) {
+template <class Problem>
+PoolShape make_pool_shape(const Problem& o) {
   return {.h = o.h,
           .w = o.w,
           .c = o.c,

@@ -55,6 +55,17 @@ void fill_one(HostTensor& tensor, size_t index, uint64_t seed, FillMode mode, in
         values[i] = static_cast<float>(static_cast<int>(uniform_below(bits, range)) - limit);
       });
     }
+    case Fill::kWide: {
+      float* values = tensor.as<float>();
+      if (exact) {
+        return draw_each(seed, index, count, [=](int64_t i, uint32_t bits) {
+          values[i] = static_cast<float>(static_cast<int>(uniform_below(bits, 19)) - 9);
+        });
+      }
+      fill_normal(seed, index, values, count);
+      for (int64_t i = 0; i < count; ++i) values[i] *= 4;
+      return;
+    }
     case Fill::kPositive: {
       float* values = tensor.as<float>();
       return draw_each(seed, index, count, [=](int64_t i, uint32_t bits) {

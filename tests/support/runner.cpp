@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <list>
+#include <optional>
 #include <sstream>
 
 #include "kernels/common/error.h"
@@ -150,6 +151,21 @@ const HostTensor* original_of(const TensorSpec& spec, const std::vector<TensorSp
   return nullptr;
 }
 
+// What a Check::kMask output must be: where the same run's "y" lies inside.
+HostTensor mask_of(const TensorSpec& spec, const std::vector<TensorSpec>& specs, const HostTensors& got) {
+  HostTensor mask(spec);
+  size_t y = 0;
+  while (specs[y].name != "y") ++y;
+  const int64_t channels = specs[y].shape.back(), row = spec.shape.back();
+  for (int64_t i = 0; i < specs[y].elements(); ++i) {
+    const double value = value_at(got[y], i);
+    const bool inside = value > 0 && (spec.limit == 0 || value < static_cast<double>(spec.limit));
+    const int64_t c = i % channels;
+    mask.data[static_cast<size_t>(i / channels * row + c / 8)] |= static_cast<unsigned char>(inside << c % 8);
+  }
+  return mask;
+}
+
 }  // namespace
 
 std::string Case::row() const {
@@ -204,6 +220,8 @@ Verdict compare_tensors(const Case& c, const std::vector<TensorSpec>& specs, con
       if (!reference) return wrong(c, "output '" + spec.name + "' has no judge");
       spec.check = Check::kExact;
     }
+    std::optional<HostTensor> mask;
+    if (spec.check == Check::kMask) reference = &mask.emplace(mask_of(spec, specs, got));
     const double rms = rms_of(*reference);
     if (!std::isfinite(rms)) return wrong(c, "the judge's '" + spec.name + "' is not finite");
     const Tolerance tolerance = tolerance_for(spec, c.dtype, c.mode, c.peer, rms);

@@ -8,8 +8,7 @@
 namespace kiln {
 
 std::vector<NamedProblem> peer_problems();
-std::vector<NamedProblem> mobilenet_depthwise_convolutions(long long batch);  // of mobilenet_v1 and _v2
-std::vector<NamedProblem> test_convolutions();                                // conv2d
+std::vector<NamedProblem> test_convolutions();  // conv2d
 std::vector<NamedProblem> test_depthwise_convolutions();
 std::vector<NamedProblem> test_other_layers();  // linear, batchnorm, pooling, relu, add, softmax_xent
 std::vector<NamedProblem> test_updates();       // sgd, grad_norm, augment

@@ -37,7 +37,20 @@ void append(std::vector<NamedProblem>& list, std::vector<NamedProblem> more) {
 std::vector<NamedProblem> nets() {
   std::vector<NamedProblem> list = network_problems("small_cnn", 512);
   append(list, network_problems("resnet18", 512));
-  append(list, mobilenet_depthwise_convolutions(512));
+  append(list, network_problems("mobilenet_v1", 512));
+  append(list, network_problems("mobilenet_v2", 512));
+  return unique(list);
+}
+
+// The peers' rows, and the networks' layers at three batch sizes.
+std::vector<NamedProblem> full(const std::vector<NamedProblem>& peers, const std::vector<NamedProblem>& nets) {
+  std::vector<NamedProblem> list = peers;
+  for (const int batch : {128, 512, 2000}) {
+    for (const NamedProblem& p : nets) {
+      const bool slab = p.label.ends_with(".parameters");  // n is no batch there
+      append(list, {{p.label, p.op, slab ? p.text : with_batch(p.text, batch), p.passes}});
+    }
+  }
   return unique(list);
 }
 
@@ -47,9 +60,11 @@ std::vector<NamedProblem> tests() {
   append(list, test_depthwise_convolutions());
   append(list, test_other_layers());
   append(list, test_updates());
-  // Real layers: small ones at batch 2, resnet18's convolutions (37.7 MMAC an image) at batch 1.
+  // Real layers: small ones at batch 2, large ones at batch 1 (resnet18's convolutions: 37.7 MMAC an image).
   append(list, network_problems("small_cnn", 2));
   append(list, network_problems("resnet18", 1));
+  append(list, network_problems("mobilenet_v1", 1));
+  append(list, network_problems("mobilenet_v2", 1));
   for (const NamedProblem& p : peer_problems()) {
     const bool convolution = p.op == "conv2d" || p.op == "depthwise_conv2d";
     append(list, {{p.label, p.op, with_batch(p.text, convolution ? 1 : 2), p.passes}});
@@ -68,13 +83,24 @@ bool NamedProblem::has_pass(std::string_view pass) const {
 Suite suite_from_name(std::string_view name) {
   if (name == "peers") return Suite::kPeers;
   if (name == "nets") return Suite::kNets;
+  if (name == "full") return Suite::kFull;
   if (name == "test") return Suite::kTest;
-  fail_usage(unknown_name_message("suite", name, {"peers", "nets", "test"}));
+  fail_usage(unknown_name_message("suite", name, {"peers", "nets", "full", "test"}));
 }
 
 const std::vector<NamedProblem>& suite_problems(Suite suite) {
   static const std::vector<NamedProblem> kPeers = unique(peer_problems()), kNets = nets(), kTests = tests();
-  return suite == Suite::kPeers ? kPeers : suite == Suite::kNets ? kNets : kTests;
+  static const std::vector<NamedProblem> kFull = full(kPeers, kNets);
+  switch (suite) {
+    case Suite::kPeers:
+      return kPeers;
+    case Suite::kNets:
+      return kNets;
+    case Suite::kFull:
+      return kFull;
+    default:
+      return kTests;
+  }
 }
 
 std::string with_batch(const std::string& text, long long n) {

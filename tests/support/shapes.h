@@ -17,11 +17,11 @@ struct NamedProblem {
   bool has_pass(std::string_view pass) const;
 };
 
-// peers: the rows of the comparison with vendor libraries. nets: all layers of small_cnn and resnet18 and the
-// depthwise convolutions of mobilenet_v1 and _v2 at batch 512, each shape once (the label counts the layers
-// that share it). test: small problems, below 0.1 GMAC each.
-enum class Suite { kPeers, kNets, kTest };
-Suite suite_from_name(std::string_view name);  // "peers", "nets", "test"; throws Error
+// peers: the rows of the comparison with vendor libraries. nets: all layers of the built-in networks at batch
+// 512, each shape once (the label counts the layers that share it). full: peers, and the layers at batch 128, 512 and 2000. test: small problems, below 0.1 GMAC
+// each.
+enum class Suite { kPeers, kNets, kFull, kTest };
+Suite suite_from_name(std::string_view name);  // "peers", "nets", "full", "test"; throws Error
 
 // Problems of all ops, compiled in or not.
 const std::vector<NamedProblem>& suite_problems(Suite suite);

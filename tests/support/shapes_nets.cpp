@@ -30,18 +30,29 @@ class NetworkWalk {
     h_ = (h_ + 2 * (r / 2) - r) / stride + 1;
     c_ = k;
   }
+  void depthwise(const std::string& id, int stride) {
+    add(id, "depthwise_conv2d", image() + "_r3" + (stride > 1 ? "_st" + num(stride) : ""), "");
+    parameters_ += 9LL * c_;
+    h_ = (h_ - 1) / stride + 1;
+  }
   void batchnorm(const std::string& id) {
     add(id, "batchnorm", image(), "");
     parameters_ += 2 * c_;
   }
-  void batchnorm_relu(const std::string& id) {
+  // A batchnorm with its activation, together and apart.
+  void batchnorm_act(const std::string& id, const std::string& act) {
     batchnorm(id);
-    add(id + "+relu", "batchnorm", image() + "_relu", "");
-    add(id + ".relu", "relu", image(), "");
+    add(id + "+" + act, "batchnorm", image() + "_" + act, "");
+    add(id + "." + act, act.c_str(), image(), "");
   }
-  void join(const std::string& id) {
-    add(id, "add", image(), "");
-    add(id + ".relu", "relu", image(), "");
+  // A batchnorm with the residual that is added to it and the activation behind, "" for none; together and
+  // apart.
+  void batchnorm_join(const std::string& id, const std::string& act) {
+    batchnorm(id);
+    add(id + "+add" + (act.empty() ? "" : "+" + act), "batchnorm",
+        image() + "_res" + (act.empty() ? "" : "_" + act), "");
+    add(id + ".add", "add", image(), "");
+    if (!act.empty()) add(id + "." + act, act.c_str(), image(), "");
   }
   void max_pool(const std::string& id) {
     add(id, "max_pool2d", image() + "_r2_st2_p0_arg8", "");
@@ -62,6 +73,7 @@ class NetworkWalk {
     add("loss", "softmax_xent", "n" + num(n_) + "_c" + num(c_), "");
     add("parameters", "sgd", "n" + num(parameters_) + "_d" + num(parameters_) + "_m0.9_wd0.0005_nesterov",
         "");
+    add("parameters", "adamw", "n" + num(parameters_) + "_d" + num(parameters_) + "_wd0.05", "");
     add("parameters", "grad_norm", "n" + num(parameters_), "");
     return std::move(list_);
   }
@@ -85,7 +97,7 @@ std::vector<NamedProblem> small_cnn(long long batch) {
     for (int i = 1; i <= 2; ++i) {
       const std::string at = std::to_string(2 * (stage - 1) + i);
       net.conv("conv" + at, 16 << stage, 3, 1);
-      net.batchnorm_relu("bn" + at);
+      net.batchnorm_act("bn" + at, "relu");
     }
     net.max_pool("pool" + std::to_string(stage));
   }
@@ -96,25 +108,90 @@ std::vector<NamedProblem> small_cnn(long long batch) {
 std::vector<NamedProblem> resnet18(long long batch) {
   NetworkWalk net("resnet18", batch);
   net.conv("conv1", 64, 3, 1);
-  net.batchnorm_relu("bn1");
+  net.batchnorm_act("bn1", "relu");
   for (int stage = 1; stage <= 4; ++stage) {
     for (int block = 0; block < 2; ++block) {
       const std::string at = "layer" + std::to_string(stage) + "." + std::to_string(block);
       const int k = 32 << stage, stride = stage > 1 && block == 0 ? 2 : 1;
       const int c = net.channels(), side = net.side();
       net.conv(at + ".conv1", k, 3, stride);
-      net.batchnorm_relu(at + ".bn1");
+      net.batchnorm_act(at + ".bn1", "relu");
       net.conv(at + ".conv2", k, 3, 1);
-      net.batchnorm(at + ".bn2");
+      net.batchnorm_join(at + ".bn2", "relu");
       if (stride > 1) {
         net.go_to(c, side);
         net.conv(at + ".shortcut.0", k, 1, stride);
         net.batchnorm(at + ".shortcut.1");
       }
-      net.join(at + ".add");
     }
   }
   net.global_avg_pool("avg_pool");
+  net.linear("linear", 10);
+  return net.finish();
+}
+
+std::vector<NamedProblem> mobilenet_v1(long long batch) {
+  NetworkWalk net("mobilenet_v1", batch);
+  net.conv("conv1", 32, 3, 1);
+  net.batchnorm_act("bn1", "relu");
+  int block = 0;
+  for (const auto& [k, stride] : {std::pair{64, 1},
+                                  {128, 2},
+                                  {128, 1},
+                                  {256, 2},
+                                  {256, 1},
+                                  {512, 2},
+                                  {512, 1},
+                                  {512, 1},
+                                  {512, 1},
+                                  {512, 1},
+                                  {512, 1},
+                                  {1024, 2},
+                                  {1024, 1}}) {
+    const std::string at = "blocks." + std::to_string(block++);
+    net.depthwise(at + ".dw", stride);
+    net.batchnorm_act(at + ".bn1", "relu");
+    net.conv(at + ".pw", k, 1, 1);
+    net.batchnorm_act(at + ".bn2", "relu");
+  }
+  net.global_avg_pool("pool");
+  net.linear("linear", 10);
+  return net.finish();
+}
+
+std::vector<NamedProblem> mobilenet_v2(long long batch) {
+  struct Stage {
+    int expansion, k, blocks, stride;
+  };
+  NetworkWalk net("mobilenet_v2", batch);
+  net.conv("conv1", 32, 3, 1);
+  net.batchnorm_act("bn1", "relu6");
+  int block = 0;
+  for (const Stage& stage : {Stage{1, 16, 1, 1},
+                             {6, 24, 2, 1},
+                             {6, 32, 3, 2},
+                             {6, 64, 4, 2},
+                             {6, 96, 3, 1},
+                             {6, 160, 3, 2},
+                             {6, 320, 1, 1}}) {
+    for (int i = 0; i < stage.blocks; ++i) {
+      const std::string at = "blocks." + std::to_string(block++);
+      const int c = net.channels(), stride = i == 0 ? stage.stride : 1;
+      net.conv(at + ".expand", c * stage.expansion, 1, 1);
+      net.batchnorm_act(at + ".bn1", "relu6");
+      net.depthwise(at + ".dw", stride);
+      net.batchnorm_act(at + ".bn2", "relu6");
+      net.conv(at + ".project", stage.k, 1, 1);
+      if (stride == 1 && c == stage.k) {
+        net.batchnorm_join(at + ".bn3", "");
+      } else {
+        net.batchnorm(at + ".bn3");
+      }
+    }
+  }
+  net.conv("conv2", 1280, 1, 1);
+  net.batchnorm_act("bn2", "relu6");
+  net.global_avg_pool("pool");
   net.linear("linear", 10);
   return net.finish();
 }
@@ -124,36 +201,10 @@ std::vector<NamedProblem> resnet18(long long batch) {
 std::vector<NamedProblem> network_problems(std::string_view network, long long batch) {
   if (network == "small_cnn") return small_cnn(batch);
   if (network == "resnet18") return resnet18(batch);
-  fail_usage(unknown_name_message("network", network, {"small_cnn", "resnet18"}));
-}
-
-std::vector<NamedProblem> mobilenet_depthwise_convolutions(long long batch) {
-  struct Layer {
-    const char* label;
-    int c, h, stride;
-  };
-  std::vector<NamedProblem> list;
-  for (const Layer& v : {Layer{"mobilenet_v1.block1", 32, 32, 1}, {"mobilenet_v1.block2", 64, 32, 2},
-                         {"mobilenet_v1.block3", 128, 16, 1},     {"mobilenet_v1.block4", 128, 16, 2},
-                         {"mobilenet_v1.block5", 256, 8, 1},      {"mobilenet_v1.block6", 256, 8, 2},
-                         {"mobilenet_v1.block7", 512, 4, 1},      {"mobilenet_v1.block8", 512, 4, 1},
-                         {"mobilenet_v1.block9", 512, 4, 1},      {"mobilenet_v1.block10", 512, 4, 1},
-                         {"mobilenet_v1.block11", 512, 4, 1},     {"mobilenet_v1.block12", 512, 4, 2},
-                         {"mobilenet_v1.block13", 1024, 2, 1},    {"mobilenet_v2.block1", 32, 32, 1},
-                         {"mobilenet_v2.block2", 96, 32, 1},      {"mobilenet_v2.block3", 144, 32, 1},
-                         {"mobilenet_v2.block4", 144, 32, 2},     {"mobilenet_v2.block5", 192, 16, 1},
-                         {"mobilenet_v2.block6", 192, 16, 1},     {"mobilenet_v2.block7", 192, 16, 2},
-                         {"mobilenet_v2.block8", 384, 8, 1},      {"mobilenet_v2.block9", 384, 8, 1},
-                         {"mobilenet_v2.block10", 384, 8, 1},     {"mobilenet_v2.block11", 384, 8, 1},
-                         {"mobilenet_v2.block12", 576, 8, 1},     {"mobilenet_v2.block13", 576, 8, 1},
-                         {"mobilenet_v2.block14", 576, 8, 2},     {"mobilenet_v2.block15", 960, 4, 1},
-                         {"mobilenet_v2.block16", 960, 4, 1},     {"mobilenet_v2.block17", 960, 4, 1}}) {
-    list.push_back({v.label + std::string(".depthwise"), "depthwise_conv2d",
-                    "n" + num(batch) + "_h" + num(v.h) + "_w" + num(v.h) + "_c" + num(v.c) + "_r3" +
-                        (v.stride > 1 ? "_st2" : ""),
-                    ""});
-  }
-  return list;
+  if (network == "mobilenet_v1") return mobilenet_v1(batch);
+  if (network == "mobilenet_v2") return mobilenet_v2(batch);
+  fail_usage(
+      unknown_name_message("network", network, {"small_cnn", "resnet18", "mobilenet_v1", "mobilenet_v2"}));
 }
 
 std::vector<NamedProblem> peer_problems() {
@@ -220,8 +271,13 @@ std::vector<NamedProblem> peer_problems() {
                          {"airbench.block2.pool", 2000, 256, 15},
                          {"pool.512.256", 512, 256, 8}}) {
     list.push_back({v.label, "max_pool2d", text(v) + "_r2_st2_p0_arg8", ""});
+    list.push_back({v.label, "avg_pool2d", text(v) + "_r2_st2_p0", ""});
+    list.push_back({v.label, "global_max_pool", text(v) + "_arg32", ""});
     list.push_back({v.label, "global_avg_pool", text(v), "fwd"});
   }
+  const Image smooth = {"airbench.block1.act", 2000, 64, 15};
+  for (const char* act : {"gelu", "silu"}) list.push_back({smooth.label, act, text(smooth), ""});
+  list.push_back({"mobilenet_v2.expand.96.relu6", "relu6", "n512_h32_w32_c96", ""});
   for (const char* rows : {"n512_c10", "n2000_c10", "n65536_c10", "n8192_c1000"}) {
     list.push_back(
         {std::string("softmax_xent.") + rows, "softmax_xent", rows + std::string("_ls0.1"), "fwd_bwd"});

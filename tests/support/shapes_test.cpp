@@ -11,6 +11,8 @@ std::string num(long long value) { return std::to_string(value); }
 
 std::string channels(int c) { return "_c" + num(c); }
 
+constexpr const char* kElementwise[] = {"relu", "relu6", "gelu", "silu", "add"};
+
 }  // namespace
 
 std::vector<NamedProblem> test_convolutions() {
@@ -125,8 +127,7 @@ std::vector<NamedProblem> test_other_layers() {
   for (const std::string& image : images) {
     for (const int c : {1, 3, 8, 10, 17, 64, 130}) {
       add("batchnorm", image + channels(c) + (c % 2 ? "" : "_relu"));
-      add("relu", image + channels(c));
-      add("add", image + channels(c));
+      for (const char* op : kElementwise) add(op, image + channels(c));
       add("global_avg_pool", image + channels(c));
     }
   }
@@ -138,10 +139,17 @@ std::vector<NamedProblem> test_other_layers() {
   }
   add("batchnorm", "n1_h1_w1_c16",
       "fwd_train,fwd_apply,fwd_infer");  // one value a channel: no gradient passes
+  // Bytes of the mask: partly filled, of one bf16 vector, of two fp32 vectors, of a block with an odd number.
+  for (const char* act : {"_res_relu", "_res_relu6", "_res", "_relu6", "_gelu", "_silu"}) {
+    for (const std::string& image : Texts{"n2_h7_w9", "n5_h3_w3", "n2_h31_w31"}) {
+      for (const int c : {10, 1, 12, 17, 64, 152}) add("batchnorm", image + channels(c) + act);
+    }
+    add("batchnorm", std::string("n40_h16_w16_c32") + act + "_eps0.001_mom0.5");
+    add("batchnorm", std::string("n3_h8_w8_c520") + act);
+  }
   for (const char* text :
        {"n1_h1_w1_c1", "n1_h1_w7_c1", "n1_h1_w8_c1", "n1_h1_w9_c1", "n3_h100_w100_c7", "n1_h1_w65537_c1"}) {
-    add("relu", text);
-    add("add", text);
+    for (const char* op : kElementwise) add(op, text);
   }
   for (const char* text : {"n1_h1_w1_c512", "n2_h32_w32_c33", "n3_h2_w2_c2048"}) add("global_avg_pool", text);
 
@@ -159,6 +167,29 @@ std::vector<NamedProblem> test_other_layers() {
        {"n1_h3_w3_c256_r2_st2_p0_arg8", "n2_h4_w4_c1_r2_st2_p0_arg8", "n2_h9_w9_c8_r9_st1_p0_arg8",
         "n1_h2_w2_c8_r2_st2_p0_arg8", "n5_h6_w6_c40_r2_st2_p0_arg8", "n1_h8_w8_c8_r1_st2_p0_arg8"}) {
     add("max_pool2d", text);
+  }
+
+  for (const char* window :
+       {"_r2_st2_p0", "_r3_st2_p1", "_r3_st1_p1", "_r2_st1_p0", "_r3x2_st2x1_p1x0", "_r3_st3_p0",
+        "_r4_st2_p2", "_r2_st2_p1", "_r2_st3_p0", "_r1_st2_p0", "_r7_st1_p3", "_r5x3_st1x2_p2x0"}) {
+    for (const std::string& image : Texts{"n2_h8_w8", "n2_h7_w9", "n1_h31_w31"}) {
+      for (const int c : {3, 16, 17}) add("avg_pool2d", image + channels(c) + window);
+    }
+  }
+  for (const char* text : {"n1_h7_w7_c256_r7_st1_p0", "n2_h4_w4_c1_r2_st2_p0", "n2_h9_w9_c8_r9_st1_p0",
+                           "n3_h2_w2_c8_r2_st2_p0", "n5_h6_w6_c40_r2_st2_p0", "n2_h8_w8_c8_r1_st1_p0",
+                           "n1_h1_w1_c64_r1_st1_p0", "n1_h1_w33_c24_r1x2_st1x2_p0", "n33_h4_w4_c12_r2_st2_p0",
+                           "n2_h32_w32_c64_r2_st2_p0", "n1_h3_w300_c8_r3_st1_p1"}) {
+    add("avg_pool2d", text);
+  }
+  for (const std::string& image : images) {
+    for (const int c : {1, 3, 8, 10, 17, 64, 130}) {
+      add("global_max_pool", image + channels(c) + "_arg32");
+      if (c == 8 || c == 17) add("global_max_pool", image + channels(c), "fwd");
+    }
+  }
+  for (const char* text : {"n1_h1_w1_c512", "n2_h32_w32_c33", "n3_h2_w2_c2048", "n1_h60_w70_c16"}) {
+    add("global_max_pool", text + std::string("_arg32"));
   }
 
   for (const int n : {1, 2, 7, 33, 100, 513}) {
@@ -187,10 +218,24 @@ std::vector<NamedProblem> test_updates() {
       add("sgd", size + rule);
     }
   }
+  for (const int n : {1, 2, 7, 8, 9, 100, 1023, 4099, 65539}) {
+    const std::string size = "n" + num(n), decayed = "_d" + num(n / 2);
+    for (const std::string& rule :
+         Texts{"_clip0.05", decayed + "_m0.9_wd0.0005_nesterov_clip0.1", "_clip1000"}) {
+      add("sgd", size + rule);
+    }
+    for (const std::string& rule : Texts{"", decayed + "_wd0.01", decayed + "_wd0.05_clip0.05", "_clip1000",
+                                         "_ba0.8_bb0.95_eps0.000001", "_d" + num(n) + "_ba0.5_bb0.9_wd0.1",
+                                         "_ba0_bb0.99", decayed + "_eps0.01_wd0.5_clip1"}) {
+      add("adamw", size + rule);
+    }
+  }
   for (int n = 1; n <= 40; ++n) add("grad_norm", "n" + num(n));
   for (long long n = 47; n < 2000000; n = n * 4 / 3 + 1) add("grad_norm", "n" + num(n));
 
-  for (const char* image : {"n4_h32_w32_c3_m9", "n3_h7_w9_c1_m5", "n5_h8_w8_c3_m11", "n1_h16_w12_c4_m3"}) {
+  // Rows of the third image end within a vector.
+  for (const char* image :
+       {"n4_h32_w32_c3_m9", "n3_h7_w9_c1_m5", "n2_h8_w9_c3_m5", "n5_h8_w8_c3_m11", "n1_h16_w12_c4_m3"}) {
     for (const char* moved :
          {"", "_pad4", "_pad2_flip", "_flip", "_cut4", "_pad4_flip_cut8", "_pad4_cut3", "_flip_cut1"}) {
       for (const char* stride : {"", "_cs8"}) {

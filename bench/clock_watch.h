@@ -1,0 +1,31 @@
+// Whether the GPU held its clocks while something was measured (NVML; without it nothing is known).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "harness/nvml.h"
+
+namespace kiln {
+
+class ClockWatch {
+ public:
+  explicit ClockWatch(const std::string& uuid) : nvml_(uuid) {}
+  void start();
+  void look();            // between launches, while the GPU is busy or was a moment ago
+  double sm_mhz() const;  // median of the looks since start(); NaN where unknown
+  // What slowed the clocks since start(): "power cap", ...; "" for nothing.
+  std::string slowdown() const { return slowdown_text(reasons_); }
+  // True where heat or the board's power supply slowed them, or the looks differ by more than 5 %: the row is
+  // to be measured again.
+  bool disturbed() const;
+
+ private:
+  Nvml nvml_;
+  std::vector<double> mhz_;
+  uint64_t reasons_ = 0;
+};
+
+}  // namespace kiln

@@ -1,0 +1,98 @@
+// What the fast batchnorm backward does with a row of dy: g = dy where the activation passed, or dy times its
+// slope. u is recomputed from x with the arithmetic of batchnorm_math.h; behind a residual the mask decides.
+#pragma once
+
+#include "kernels/batchnorm/batchnorm_math.h"
+#include "kernels/batchnorm/batchnorm_tile.cuh"
+
+namespace kiln {
+namespace {
+
+// What lets dy pass: the clamp of u, the mask, or the slope at u.
+struct ByClamp {
+  static constexpr bool kMasked = false, kSmooth = false;
+  static constexpr int kSumRows = 4;
+};
+struct ByMask {
+  static constexpr bool kMasked = true;
+  static constexpr int kSumRows = 4;
+};
+struct BySlope {
+  static constexpr bool kMasked = false, kSmooth = true;
+  static constexpr int kSumRows = 2;
+};
+
+// What forward knew of a thread's channels.
+template <int V>
+struct Channels {
+  float mean[V], scale[V], beta[V];
+
+  __device__ __forceinline__ void load(const float* gamma, const float* beta_c, const float* saved_mean,
+                                       const float* saved_rstd, int channel) {
+    float rstd[V];
+    load_channels(saved_mean + channel, mean);
+    load_channels(gamma + channel, scale);
+    load_channels(beta_c + channel, beta);
+    load_channels(saved_rstd + channel, rstd);
+#pragma unroll
+    for (int v = 0; v < V; ++v) scale[v] = batchnorm_scale(scale[v], rstd[v]);
+  }
+  __device__ __forceinline__ float pre(int v, float centred) const {
+    return batchnorm_pre(centred, scale[v], beta[v]);
+  }
+};
+
+// A thread's way through the mask: `at` is the byte of its channels in the row at hand, `shift` their first
+// bit.
+struct MaskWalk {
+  const unsigned char* at;
+  ptrdiff_t step;
+  int shift;
+
+  // mask: [M,ceil(C/8)]. `row`: of the slice's, where the walk begins; direction: 1 or -1.
+  template <class Gate>
+  __device__ __forceinline__ static MaskWalk begin(const unsigned char* __restrict__ mask,
+                                                   const BatchnormTile& tile, const BatchnormSlice& s,
+                                                   int row, int direction) {
+    if constexpr (!Gate::kMasked) return {};
+    const ptrdiff_t row_bytes = (tile.channels + 7) / 8;
+    return {mask + (s.first_row + static_cast<ptrdiff_t>(row) * tile.block_rows) * row_bytes + s.channel / 8,
+            direction * tile.block_rows * row_bytes, s.channel % 8};
+  }
+  // The bits of the row `u` rows on.
+  __device__ __forceinline__ unsigned bits(int u) const { return at[u * step] >> shift; }
+  __device__ __forceinline__ void advance(int rows) { at += rows * step; }
+};
+
+template <class Gate, int kRows, bool kFull>
+__device__ __forceinline__ void load_bits(const MaskWalk& mask, int left, unsigned (&bits)[kRows]) {
+  if constexpr (Gate::kMasked) {
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      if (kFull || u < left) bits[u] = mask.bits(u);
+    }
+  }
+}
+
+// g of one row from its dy; d is x - mean, bits the mask's.
+template <class Gate, class T, int V>
+__device__ __forceinline__ void gate(const Vec<T, V>& dy, const float (&d)[V], unsigned bits,
+                                     const Channels<V>& ch, const BatchnormActivation& activation,
+                                     float (&g)[V]) {
+  if constexpr (Gate::kMasked) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) g[v] = bits >> v & 1 ? dy[v] : 0.0f;
+  } else if constexpr (!Gate::kSmooth) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) g[v] = activation.clamp.passes(ch.pre(v, d[v])) ? dy[v] : 0.0f;
+  } else if (activation.act == BatchnormAct::kGelu) {  // one branch a row
+#pragma unroll
+    for (int v = 0; v < V; ++v) g[v] = dy[v] * gelu_slope(ch.pre(v, d[v]));
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) g[v] = dy[v] * silu_slope(ch.pre(v, d[v]));
+  }
+}
+
+}  // namespace
+}  // namespace kiln

@@ -1,0 +1,193 @@
+// The measuring: what must not become a row does not, statistics, and the files that remember.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "bench/layer_rows.h"
+#include "kernels/common/error.h"
+#include "kernels/common/tune_cache.h"
+
+namespace kiln {
+namespace {
+
+constexpr const char* kProblem = "n2_h8_w8_c16_r2_st2_p0";
+constexpr const char* kPass = "max_pool2d.fwd";
+
+const PassInfo* find(const std::string& id) {
+  for (const PassInfo& pass : all_passes()) {
+    if (pass.id() == id) return &pass;
+  }
+  return nullptr;
+}
+
+// max_pool2d.fwd with one more implementation, "planted", that calls cpu_naive and then `after(y)`.
+PassInfo with_planted(const PassInfo& pass, const std::function<void(float* y)>& after) {
+  PassInfo planted = pass;
+  planted.plan = [&pass, after](const AnyProblem& problem, const Device& device, std::string_view impl) {
+    if (impl != "planted") return pass.plan(problem, device, impl);
+    const AnyPlan honest = pass.plan(problem, device, "cpu_naive");
+    AnyPlan plan;
+    plan.workspace_bytes = honest.workspace_bytes;
+    plan.bind = [honest, after](std::span<void* const> tensors, void* workspace) {
+      const Bound bound = honest.bind(tensors, workspace);
+      float* y = static_cast<float*>(tensors[1]);
+      return Bound([bound, after, y](Stream stream) {
+        bound.launch(stream);
+        after(y);
+      });
+    };
+    return plan;
+  };
+  return planted;
+}
+
+std::vector<LayerRow> rows_of(const PassInfo& pass, const std::vector<std::string>& impls) {
+  std::vector<LayerRow> rows;
+  for (const std::string& impl : impls) rows.push_back({&pass, "test", kProblem, DType::kF32, impl, false});
+  return rows;
+}
+
+TimingOptions brief() { return {.sample_seconds = 1e-4, .fewest = 5, .most = 20, .most_seconds = 0.05}; }
+
+class Measure : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!find(kPass)) GTEST_SKIP() << kPass << " is not in this build";
+  }
+};
+
+TEST_F(Measure, AWrongKernelGetsNoRow) {
+  const PassInfo planted = with_planted(*find(kPass), [](float* y) { y[7] += 1; });
+  LayerBench bench(cpu_device(), Ceilings{}, brief());
+  const std::vector<RowResult> results =
+      bench.measure(rows_of(planted, {"cpu_naive", "planted", "cpu_fast"}));
+  EXPECT_EQ(results[0].error, "");
+  EXPECT_NE(results[1].error.find("got"), std::string::npos) << results[1].error;
+  EXPECT_TRUE(std::isnan(results[1].counters.cold_us));
+  EXPECT_EQ(results[2].error, "") << "the others keep their rows";
+  EXPECT_GT(results[2].counters.cold_us, 0);
+}
+
+TEST_F(Measure, AnImpossibleRateGetsNoRow) {
+  Ceilings slow;
+  slow.dram_gbps = 1e-6;  // a kilobyte a second
+  LayerBench bench(cpu_device(), slow, brief());
+  const std::vector<RowResult> results = bench.measure(rows_of(*find(kPass), {"cpu_fast"}));
+  EXPECT_NE(results[0].error.find("above the specified"), std::string::npos) << results[0].error;
+  EXPECT_TRUE(std::isnan(results[0].counters.cold_us));
+}
+
+TEST_F(Measure, ASlowKernelShowsInItsRow) {
+  const PassInfo planted =
+      with_planted(*find(kPass), [](float*) { std::this_thread::sleep_for(std::chrono::milliseconds(2)); });
+  LayerBench bench(cpu_device(), Ceilings{}, brief());
+  const std::vector<RowResult> results =
+      bench.measure(rows_of(planted, {"cpu_naive", "planted", "cpu_fast"}));
+  ASSERT_EQ(results[1].error, "");
+  EXPECT_GT(results[1].counters.cold_us, 2000);
+  EXPECT_LT(results[1].counters.x_naive, 0.5);
+  EXPECT_NEAR(results[1].counters.x_naive, results[0].counters.cold_us / results[1].counters.cold_us, 1e-9);
+}
+
+TEST_F(Measure, RowsFollowTheFilter) {
+  LayerOptions options;
+  options.problems = {{"", "max_pool2d", kProblem, "fwd"}};
+  PlanRanking ranking("");
+  EXPECT_EQ(layer_rows(options, cpu_device(), ranking).size(), 2u);
+  options.filter = "cpu_fast";
+  EXPECT_EQ(layer_rows(options, cpu_device(), ranking).size(), 1u);
+  options.filter = "-cpu_fast";
+  EXPECT_EQ(layer_rows(options, cpu_device(), ranking).at(0).impl, "cpu_naive");
+  options.filter = "conv2d";
+  EXPECT_TRUE(layer_rows(options, cpu_device(), ranking).empty());
+}
+
+TEST(Timing, SummaryOfSamples) {
+  const Timing t = summarize({5, 1, 3, 2, 4});
+  EXPECT_EQ(t.seconds, 3);
+  EXPECT_EQ(t.samples, 5);
+  EXPECT_NEAR(t.spread_pct, 100.0 * 0.5 * (4 - 2) / 3, 1e-9);
+  EXPECT_NEAR(t.median_spread_pct, 100 * 1.57 * 2 / std::sqrt(5.0) / 3, 1e-9);
+}
+
+TEST(Timing, TurnsAreTakenUntilEachHasEnough) {
+  std::string order;
+  const auto contestant = [&](char name) {
+    return Bound([&order, name](Stream) {
+      order += name;
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    });
+  };
+  const Bound a = contestant('a'), b = contestant('b');
+  std::vector<LaunchSampler> samplers;
+  samplers.emplace_back(std::span(&a, 1), DeviceKind::kCpu, nullptr, 0);
+  samplers.emplace_back(std::span(&b, 1), DeviceKind::kCpu, nullptr, 0);
+  order.clear();
+  int rounds = 0;
+  const std::vector<Timing> timings = time_in_turns(
+      samplers, {.sample_seconds = 0, .fewest = 4, .most = 6, .target_pct = 1e-6, .most_seconds = 10},
+      [&] { ++rounds; });
+  EXPECT_EQ(order, "abababababab");
+  EXPECT_EQ(rounds, 6);
+  EXPECT_EQ(timings[0].samples, 6);
+  EXPECT_GE(timings[1].seconds, 200e-6);
+}
+
+TEST(Timing, StopsAtTheTimeLimit) {
+  const Bound slow([](Stream) { std::this_thread::sleep_for(std::chrono::milliseconds(5)); });
+  const Timing t = time_launches({&slow, 1}, DeviceKind::kCpu, nullptr,
+                                 {.sample_seconds = 0, .fewest = 1000, .most = 1000, .most_seconds = 0.05});
+  EXPECT_LE(t.samples, 12);
+  EXPECT_GE(t.samples, 3);
+}
+
+std::string temporary(const std::string& name) {
+  return (std::filesystem::path(::testing::TempDir()) / ("kiln_measure_" + name)).string();
+}
+
+TEST(PlanRanking, IsRememberedAndDamageIsNamed) {
+  const std::string path = temporary("plans.json");
+  std::filesystem::remove(path);
+  {
+    PlanRanking ranking(path);
+    EXPECT_EQ(ranking.find("k"), nullptr);
+    ranking.set("k", {{"eng1", "tensor_core", 12.5}, {"eng2", "", 13}});
+  }
+  const PlanRanking again(path);
+  ASSERT_NE(again.find("k"), nullptr);
+  EXPECT_EQ(again.find("k")->at(0).engine, "eng1");
+  EXPECT_EQ(again.find("k")->at(1).us, 13);
+  std::ofstream(path) << "{\"plans\": [1";
+  EXPECT_THROW(PlanRanking{path}, Error);
+}
+
+TEST(TuneCache, RoundTripAndDamage) {
+  const std::string path = temporary("tune/tune.json");
+  std::filesystem::remove(path);
+  TuneCache cache = TuneCache::load(path);
+  EXPECT_EQ(cache.find("GPU", "relu.fwd/n1/fp32"), nullptr);
+  cache.set("GPU", "relu.fwd/n1/fp32", {"vectorized", 3.5, "naive", 4.5, "abc", "580.1", "0.1.0"});
+  cache.save(path);
+  const TuneCache again = TuneCache::load(path);
+  const TunedChoice* found = again.find("GPU", "relu.fwd/n1/fp32");
+  ASSERT_NE(found, nullptr);
+  EXPECT_EQ(found->impl, "vectorized");
+  EXPECT_EQ(found->heuristic_us, 4.5);
+  EXPECT_EQ(again.find("another GPU", "relu.fwd/n1/fp32"), nullptr);
+  std::ofstream(path) << "{}";
+  EXPECT_THROW(TuneCache::load(path), Error);
+}
+
+TEST(TuneCache, SignatureFollowsTheChoices) {
+  EXPECT_EQ(tuning_signature({"a", "b:1"}), tuning_signature({"a", "b:1"}));
+  EXPECT_NE(tuning_signature({"a", "b:1"}), tuning_signature({"a", "b:2"}));
+  EXPECT_NE(tuning_signature({"a", "b"}), tuning_signature({"ab"}));
+}
+
+}  // namespace
+}  // namespace kiln
