@@ -265,7 +265,7 @@ int run(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(count, words.data())) return 2;
 
   const Device& device = select_device(flags.common, stderr);
-  select_impl(flags.common.impl, device, stderr);
+  select_impl(flags.common, device, stderr);
   const DataPair data = bench_data(flags, device);
   add_context(flags, device);
   register_rows(flags, device, data);

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "harness/tuning.h"
 #include "kernels/common/error.h"
 
 // OpenBLAS keeps its own thread count; weak, so that a CPU path without it links too.
@@ -32,7 +33,8 @@ void keep_first(Dataset& set, long long images) {
 void add_common_options(CLI::App& app, CommonOptions& o) {
   std::string models;
   for (const std::string& name : builtin_network_names()) models += name + ", ";
-  app.add_option("--model", o.model, "network: " + models + "or a JSON file's path (format: docs/networks.md)")
+  app.add_option("--model", o.model,
+                 "network: " + models + "or a JSON file's path (format: docs/networks.md)")
       ->capture_default_str();
   app.add_option("--device", o.device, "cpu or cuda (default: cuda where there is a GPU)");
   app.add_option(
@@ -41,6 +43,10 @@ void add_common_options(CLI::App& app, CommonOptions& o) {
   app.add_option("--impl", o.impl,
                  "choose implementations: '<op>.<pass>=<name>[:<config>],...', globs allowed, for example "
                  "'conv2d.*=naive'; `kiln info --impls` lists them");
+  app.add_option(
+      "--tune-cache", o.tune_cache,
+      "file of `kiln tune` to choose implementations by where --impl is silent, or none (default: the "
+      "user's own over what is compiled in for this GPU)");
   app.add_option("--data", o.data,
                  "cifar10 or cifar100 (scripts/fetch downloads them), a folder with the binary files of "
                  "either, or a file that `kiln import` wrote (default: a built-in set that needs no file)");
@@ -88,14 +94,15 @@ DType select_precision(const std::string& name, const Device& device) {
   return dtype_from_name(name);
 }
 
-ImplChoice select_impl(const std::string& text, const Device& device, std::FILE* log) {
-  ImplChoice choice(text);
+ImplChoice select_impl(const CommonOptions& o, const Device& device, std::FILE* log) {
+  ImplChoice choice(o.impl);
   std::string skipped;
   for (const std::string& pass : choice.skipped(device.kind)) skipped += (skipped.empty() ? "" : ", ") + pass;
   if (!skipped.empty()) {
     std::fprintf(log, "note: --impl '%s' leaves these to the default, they have none of that name: %s\n",
-                 text.c_str(), skipped.c_str());
+                 o.impl.c_str(), skipped.c_str());
   }
+  use_tuned(load_tuned(o.tune_cache), device, &choice);
   return choice;
 }
 

@@ -22,6 +22,7 @@ struct CommonOptions {
   std::string device;                           // "cpu", "cuda", "": cuda where there is one
   std::string precision;                        // "fp32", "bf16", "": the device's default
   std::string impl;                             // ImplChoice's grammar
+  std::string tune_cache;                       // a file, "none", "": the user's and those compiled in
   std::string data;                             // folder, "": the built-in set
   long long train_images = 0, test_images = 0;  // 0: all
   int threads = 0;                              // 0: OpenMP's default
@@ -40,8 +41,8 @@ const Device& select_device(const CommonOptions& options, std::FILE* log);
 // bf16 on CUDA, fp32 on the CPU unless named. Throws Error where the device does not train in it.
 DType select_precision(const std::string& name, const Device& device);
 
-// The --impl choice; on `log` the passes that a glob skipped.
-ImplChoice select_impl(const std::string& text, const Device& device, std::FILE* log);
+// The --impl choice, with --tune-cache behind it; on `log` the passes that a glob skipped. Throws Error.
+ImplChoice select_impl(const CommonOptions& options, const Device& device, std::FILE* log);
 
 // The data set cut to the first train_images and test_images, its notes on `log`. Throws Error.
 DataPair load_images(const CommonOptions& options, std::FILE* log);

@@ -40,7 +40,7 @@ int evaluate(EvalFlags flags, const std::string& command_line) {
 
   TrainOptions options;
   options.precision = select_precision(flags.common.precision, device);
-  options.impl = select_impl(flags.common.impl, device, stderr);
+  options.impl = select_impl(flags.common, device, stderr);
   options.batch = flags.batch;
   DataPair data = load_images(flags.common, stderr);
   if (is_run) take_normalisation_of_run(run, &data);

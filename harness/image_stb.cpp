@@ -16,8 +16,6 @@
 
 namespace kiln {
 
-bool reads_png_and_jpeg() { return true; }
-
 Image decode_png_or_jpeg(std::span<const uint8_t> file) {
   constexpr int kChannels = 4;  // asked for, whatever the file has
   const auto fail = [] { fail_usage(std::string("cannot be decoded: ") + stbi_failure_reason()); };
@@ -39,8 +37,6 @@ Image decode_png_or_jpeg(std::span<const uint8_t> file) {
 }  // namespace kiln
 #else
 namespace kiln {
-
-bool reads_png_and_jpeg() { return false; }
 
 Image decode_png_or_jpeg(std::span<const uint8_t>) {
   fail_usage(

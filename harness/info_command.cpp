@@ -7,6 +7,7 @@
 #include "harness/commands.h"
 #include "harness/nvml.h"
 #include "harness/progress.h"
+#include "harness/tuning.h"
 #include "kernels/common/registry.h"
 
 namespace kiln {
@@ -77,21 +78,50 @@ void print_impls() {
   }
 }
 
+void print_tuned(const std::string& flag) {
+  const TuneCache cache = load_tuned(flag);
+  if (cache.devices().empty()) {
+    std::printf("no tuned choices; `kiln tune` makes some\n");
+    return;
+  }
+  for (const auto& [device, entries] : cache.devices()) {
+    const bool here = cuda_available() ? device == cuda_device().name : device == cpu_device().name;
+    std::printf("%s%s: %zu choices\n", device.c_str(), here ? " (this machine)" : "", entries.size());
+    for (const auto& [key, choice] : entries) {
+      std::printf("  %-76s %-34s %9.2f us", key.c_str(), choice.impl.c_str(), choice.us);
+      if (choice.impl != choice.heuristic) {
+        std::printf("   instead of %s, %.2f us", choice.heuristic.c_str(), choice.heuristic_us);
+      }
+      std::printf("\n");
+    }
+  }
+  std::printf(
+      "A choice counts on a GPU of that name while the implementations and configs to choose from are the "
+      "ones it "
+      "was measured among;\n`kiln train --print-plan` shows what a network gets.\n");
+}
+
 }  // namespace
 
 Command add_info_command(CLI::App& app) {
   CLI::App* sub = app.add_subcommand("info", "this build, this machine, and the implementations compiled in");
   struct Flags {
     bool impls = false;
-    std::string slug;
+    std::string slug, tune_cache;
+    bool tuned = false;
   };
   auto flags = std::make_shared<Flags>();
   sub->add_flag("--impls", flags->impls, "print every pass's implementations in the order they are tried");
+  sub->add_flag("--tuned", flags->tuned,
+                "print what the tuning cache holds: the user's over what is compiled in");
+  sub->add_option("--tune-cache", flags->tune_cache, "the file that --tuned prints instead");
   sub->add_option("--slug", flags->slug,
                   "print only the name that results of this device, cpu or cuda, are filed under");
   return {sub, [flags] {
             if (!flags->slug.empty()) {
               std::printf("%s\n", device_slug(device_from_name(flags->slug)).c_str());
+            } else if (flags->tuned) {
+              print_tuned(flags->tune_cache);
             } else {
               flags->impls ? print_impls() : print_info();
             }

@@ -77,6 +77,14 @@ NetworkDescription network_of_run(const Json& config) {
   return reading([&] { return parse_network(config.at("network").dump()); });
 }
 
+std::map<std::string, std::string> implementations_of_run(const Json& config) {
+  return reading([&] {
+    std::map<std::string, std::string> recorded;
+    for (const auto& [pass, impl] : config.at("implementations").items()) recorded[pass] = impl;
+    return recorded;
+  });
+}
+
 long long steps_of_run(const std::string& folder) {
   const Json summary =
       read_json((fs::path(folder) / "summary.json").string(),

@@ -2,6 +2,7 @@
 // RUN_DIR`.
 #pragma once
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -20,6 +21,9 @@ void fill_data_from_run(const nlohmann::ordered_json& config, CommonOptions* opt
 
 // The statistics that the run normalised its images with, which its weights expect.
 void take_normalisation_of_run(const nlohmann::ordered_json& config, DataPair* data);
+
+// Which implementation each of the run's problems had, by "<op>.<pass> <problem>".
+std::map<std::string, std::string> implementations_of_run(const nlohmann::ordered_json& config);
 
 // The steps that the run in `folder` had done when it wrote its checkpoint. Throws Error where it has none.
 long long steps_of_run(const std::string& folder);

@@ -16,6 +16,7 @@
 #include "harness/run_config.h"
 #include "harness/run_folder.h"
 #include "harness/train_options.h"
+#include "harness/tuning.h"
 #include "kernels/common/error.h"
 #include "nn/trainer.h"
 
@@ -103,7 +104,10 @@ class Run {
         nvml_(device_.uuid) {
     const DType precision = select_precision(flags.common.precision, device_);
     options_ = make_train_options(flags, network_.name, device_, precision);
-    options_.impl = select_impl(flags.common.impl, device_, stderr);
+    options_.impl = select_impl(flags.common, device_, stderr);
+    if (!flags.resume.empty()) {  // what the run was tuned to then, whatever a cache says now
+      use_recorded(implementations_of_run(read_run_config("--resume", flags.resume)), &options_.impl);
+    }
     choose_folder();
     data_ = load_images(flags.common, stderr);
     trainer_ = std::make_unique<Trainer>(network_, data_, device_, options_);

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+#ifdef KILN_WITH_CUDA
+#include "nn/ranges.h"
+#endif
+
 namespace kiln {
 
 Program::Program(Backend* backend, StepList list, bool keep_all) : backend_(backend), list_(std::move(list)) {
@@ -43,8 +47,23 @@ void Program::launch(bool recorded) {
 
 void Program::launch(Phase first, Phase last) {
   for (size_t i = 0; i < bound_.size(); ++i) {
-    if (list_.steps[i].phase >= first && list_.steps[i].phase <= last) bound_[i].launch(backend_->stream());
+    if (list_.steps[i].phase >= first && list_.steps[i].phase <= last) launch_step(i);
   }
+}
+
+void Program::launch_each(const std::function<void(size_t step)>& before) {
+  for (size_t i = 0; i < bound_.size(); ++i) {
+    before(i);
+    launch_step(i);
+  }
+  before(bound_.size());
+}
+
+void Program::launch_step(size_t i) {
+#ifdef KILN_WITH_CUDA
+  const RangeScope range(ranges_ ? list_.steps[i].layer + " " + list_.steps[i].pass : "");
+#endif
+  bound_[i].launch(backend_->stream());
 }
 
 }  // namespace kiln

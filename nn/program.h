@@ -2,6 +2,7 @@
 // graph.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -25,18 +26,24 @@ class Program {
   void launch(bool recorded);
   // Enqueues the steps of these phases, one by one.
   void launch(Phase first, Phase last);
+  // Enqueues all steps one by one, and calls before(i) ahead of step i and once behind the last.
+  void launch_each(const std::function<void(size_t step)>& before);
+  // Names each step to NVIDIA's tools (NVTX range "<layer> <pass>") where it is launched one by one.
+  void show_ranges() { ranges_ = true; }
 
   const StepList& list() const { return list_; }
   void* address(int buffer) const;
 
  private:
+  void launch_step(size_t i);
+
   Backend* backend_;
   StepList list_;
   size_t buffers_bytes_ = 0, workspace_bytes_ = 0;
   Bases bases_{};
   std::vector<Bound> bound_;
   std::unique_ptr<Recording> recording_;
-  bool warm_ = false, unrecordable_ = false;
+  bool warm_ = false, unrecordable_ = false, ranges_ = false;
 };
 
 }  // namespace kiln

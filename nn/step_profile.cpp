@@ -49,11 +49,11 @@ class WallTracer : public StepTracer {
   std::string start(Program* program) override {
     program_ = program;
     start_ = Clock::now();
-    times_.clear();
     return "";
   }
+  void discard() override { times_.clear(); }
   void launch() override {
-    program_->launch([this](size_t) { times_.push_back(microseconds_since(start_)); });
+    program_->launch_each([this](size_t) { times_.push_back(microseconds_since(start_)); });
   }
   std::string finish(StepProfile* profile) override {
     const size_t steps = profile->steps.size(), times = steps + 1;
@@ -134,8 +134,8 @@ void account(const std::vector<int>& first_replays, StepProfile* profile) {
   int stretch = -1;
   double end = 0;  // of all spans so far
   for (const ProfileSpan& span : p.spans) {
-    const int of = static_cast<int>(std::upper_bound(first_replays.begin(), first_replays.end(), span.replay) -
-                                    first_replays.begin());
+    const int of = static_cast<int>(
+        std::upper_bound(first_replays.begin(), first_replays.end(), span.replay) - first_replays.begin());
     if (of != stretch) {  // the clock did not run between two stretches
       stretch = of;
       end = span.start_us;
@@ -195,14 +195,16 @@ StepProfiler::StepProfiler(Backend* backend, Program* program, int batch, const 
     : program_(program), options_(options) {
   constexpr int kLeastWarmup = 2;  // a Program is recorded at its second launch
   options_.warmup = std::max(options_.warmup, kLeastWarmup);
-  if (steps_left < options_.warmup + 2LL * options_.replays) {
+  constexpr int kLeadIn = 1;
+  if (steps_left < options_.warmup + kLeadIn + 2LL * options_.replays) {
     options_.warmup = static_cast<int>(
         std::min<long long>(options_.warmup, std::max<long long>(kLeastWarmup, steps_left / 4)));
     options_.replays =
-        static_cast<int>(std::min<long long>(options_.replays, (steps_left - options_.warmup) / 2));
+        static_cast<int>(std::min<long long>(options_.replays, (steps_left - options_.warmup - kLeadIn) / 2));
   }
   if (options_.replays < 1) {
-    fail_usage("profiling needs at least 4 training steps, this run has " + std::to_string(steps_left));
+    fail_usage("profiling needs at least " + std::to_string(kLeastWarmup + kLeadIn + 2) +
+               " training steps, this run has " + std::to_string(steps_left));
   }
   profile_.batch = batch;
   for (const Step& step : program->list().steps) {
@@ -240,12 +242,17 @@ void StepProfiler::step(Program* program, const std::function<void(const Launch&
     }
     return;
   }
-  if (!running_) begin_stretch();
-  if (stage_ == Stage::kPlain) {
-    enqueue(plainly);
-  } else {
-    enqueue([this](Program*) { tracers_.front()->launch(); });
+  const Launch traced = [this](Program*) { tracers_.front()->launch(); };
+  if (stage_ == Stage::kTraced && !led_in_) {
+    clock_->start();
+    enqueue(traced);
+    clock_->stop();
+    tracers_.front()->discard();
+    led_in_ = true;
+    return;
   }
+  if (!running_) begin_stretch();
+  enqueue(stage_ == Stage::kPlain ? plainly : traced);
   ++steps_;
   if (steps_ == options_.replays) {
     finish_stage();
@@ -270,6 +277,7 @@ void StepProfiler::pause() {
 void StepProfiler::start_tracer() {
   steps_ = 0;
   stage_us_ = 0;
+  led_in_ = false;
   first_replays_.clear();
   profile_.spans.clear();
   while (!tracers_.empty()) {

@@ -31,9 +31,9 @@ struct ProfileSpan {
 struct ProfiledStep {
   Phase phase{};
   std::string layer = {}, pass = {}, problem = {}, impl = {};  // as in Step
-  std::vector<double> us = {};  // a replay: length of the union of its spans
-  double gap_us = 0;            // idle time right before it, mean over the replays
-  int spans = 0;                // kernels and copies of one replay
+  std::vector<double> us = {};                                 // a replay: length of the union of its spans
+  double gap_us = 0;  // idle time right before it, mean over the replays
+  int spans = 0;      // kernels and copies of one replay
   double mean_us() const;
   double median_us() const;
   double spread_pct() const;  // half the interquartile range over the median
@@ -48,8 +48,8 @@ struct StepProfile {
   int replays = 0, batch = 0;
   double unprofiled_us = 0;  // measured around the replays, the profiler off
   double profiled_us = 0;    // the same with it on
-  // From the spans: the union of their intervals, the time between them, what is in two of them at once (it is
-  // in the union once). accounted_us() is to be compared with profiled_us.
+  // From the spans: the union of their intervals, the time between them, what is in two of them at once (it
+  // is in the union once). accounted_us() is to be compared with profiled_us.
   double busy_us = 0, gap_us = 0, overlap_us = 0, upload_us = 0;
   double accounted_us() const { return busy_us + gap_us; }
 };
@@ -68,7 +68,8 @@ class StepTracer {
   virtual void launch() = 0;  // enqueues the program once, traced
   // True where every step must be waited for before the next.
   virtual bool one_by_one() const { return false; }
-  virtual void stretch_done() {}  // the device has done all that was launched
+  virtual void stretch_done() {}  // the device has done all that was launched since the last stretch
+  virtual void discard() {}       // what was launched so far does not count
   // Stops, and appends the spans of all launches. Returns the reason why they are not to be had, or "".
   virtual std::string finish(StepProfile* profile) = 0;
 };
@@ -87,9 +88,6 @@ std::unique_ptr<StepTracer> make_wall_tracer();
 std::unique_ptr<StreamClock> make_event_clock(Backend* backend);
 std::unique_ptr<StepTracer> make_cupti_tracer(Backend* backend);
 std::unique_ptr<StepTracer> make_event_tracer(Backend* backend);
-// A range that profilers show (NVTX), around what the calling thread enqueues.
-void push_range(const std::string& name);
-void pop_range();
 #endif
 
 // A node of a recorded step, and a record of what ran, for attribute().
@@ -105,11 +103,12 @@ struct TracedNode {
 std::vector<int> attribute(const std::vector<TracedNode>& nodes, const std::vector<TracedNode>& records,
                            std::string* why);
 
-// Profiles steps of a run in hand. The run gives it each step to launch; the work done is the same as without.
+// Profiles steps of a run in hand. The run gives it each step to launch; the work done is the same as
+// without.
 class StepProfiler {
  public:
-  // `program`: the one to profile. steps_left: of the run; the options are cut down to fit. Throws Error where
-  // that is too few, or for an unknown source.
+  // `program`: the one to profile. steps_left: of the run; the options are cut down to fit. Throws Error
+  // where that is too few, or for an unknown source.
   StepProfiler(Backend* backend, Program* program, int batch, const ProfileOptions& options,
                long long steps_left);
   ~StepProfiler();
@@ -137,9 +136,10 @@ class StepProfiler {
   StepProfile profile_;
   std::unique_ptr<StreamClock> clock_;
   std::vector<std::unique_ptr<StepTracer>> tracers_;  // best first; those that failed are gone
-  bool running_ = false;  // a stretch is open
-  int steps_ = 0;         // of the stage
-  double stage_us_ = 0;   // of the stage's closed stretches
+  bool running_ = false;                              // a stretch is open
+  bool led_in_ = false;                               // the tracer's first launch, which is slower, is over
+  int steps_ = 0;                                     // of the stage
+  double stage_us_ = 0;                               // of the stage's closed stretches
   std::vector<int> first_replays_;
   bool have_profile_ = false;
 };

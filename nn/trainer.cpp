@@ -37,6 +37,7 @@ void Trainer::train(const std::function<bool(const DrainRecord&)>& on_drain,
   long long undrained = 0;
   Clock::time_point since = Clock::now();
   const auto drain = [&] {
+    if (s.profiler) s.profiler->pause();
     const std::vector<StepRecord> records = s.read_records(undrained);
     const double seconds = seconds_since(since);
     DrainRecord r;
@@ -76,6 +77,18 @@ void Trainer::train(const std::function<bool(const DrainRecord&)>& on_drain,
       since = Clock::now();
     }
   }
+  s.stop_profiling();
+}
+
+void Trainer::profile(const ProfileOptions& options, std::function<void(const StepProfile&)> on_profile) {
+  State& s = *state_;
+  if (s.trained) fail_usage("Trainer::profile() comes before train()");
+  if (s.backend->device().is_cuda() && !s.options.cuda_graph) {
+    fail_usage("a profile is of recorded steps: it cannot be made without the CUDA graph");
+  }
+  s.profiler = std::make_unique<StepProfiler>(s.backend.get(), s.programs.at({true, s.batch}).get(), s.batch,
+                                              options, s.total_steps() - s.position.step);
+  s.on_profile = std::move(on_profile);
 }
 
 void Trainer::save_weights(const std::string& path) { kiln::save_weights(state_->network, path); }

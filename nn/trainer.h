@@ -12,6 +12,7 @@
 #include "kernels/common/impl_choice.h"
 #include "nn/description.h"
 #include "nn/optimizer_options.h"
+#include "nn/step_profile.h"
 
 namespace kiln {
 
@@ -47,6 +48,7 @@ struct TrainOptions {
   std::vector<std::string> fusions_off;  // names of fusions that lower() must not do, "all" for every one
   int drain_every = 50;                  // steps between metric drains
   bool cuda_graph = true;
+  bool nvtx_ranges = false;  // name each step to NVIDIA's tools; they see it without cuda_graph
 };
 
 // Averages over the steps since the last drain.
@@ -81,6 +83,9 @@ class Trainer {
   // Trains to the end, or until on_drain returns false. May be called once.
   void train(const std::function<bool(const DrainRecord&)>& on_drain,
              const std::function<void(int epochs_done)>& on_epoch = {});
+  // Before train(): has some of its steps profiled, which changes nothing of what they do, and gives the
+  // result to `on_profile` (never where the run stops earlier). Throws Error where the run has too few steps.
+  void profile(const ProfileOptions& options, std::function<void(const StepProfile&)> on_profile);
   EvalResult evaluate();  // all test images, running statistics
 
   // safetensors in PyTorch's names and layouts; written to a temporary name, then renamed.

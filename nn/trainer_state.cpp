@@ -127,6 +127,7 @@ void Trainer::State::add_program(bool training, int size) {
   if (program) return;
   program = std::make_unique<Program>(backend.get(), lower(network.shaped(), network.layout(),
                                                            backend->device(), lower_options(training, size)));
+  if (options.nvtx_ranges) program->show_ranges();
 }
 
 // One arena serves all programs: they run one after the other and leave nothing in it.
@@ -152,21 +153,46 @@ void Trainer::State::bind_programs() {
   }
 }
 
-void Trainer::State::launch_train_step() {
-  const long long step = position.step, epoch = step / steps_per_epoch();
-  if (epoch != order_epoch) {
-    train.start_epoch(position.seed, epoch, options.shuffle);
-    order_epoch = epoch;
-  }
+void Trainer::State::start_epoch() {
+  const long long epoch = position.step / steps_per_epoch();
+  if (epoch == order_epoch) return;
+  train.start_epoch(position.seed, epoch, options.shuffle);
+  order_epoch = epoch;
+}
+
+void Trainer::State::enqueue_step(const StepProfiler::Launch& launch) {
+  const long long step = position.step;
   const StepState state = {.seed = position.seed,
                            .step = static_cast<uint32_t>(step),
-                           .epoch = static_cast<uint32_t>(epoch),
+                           .epoch = static_cast<uint32_t>(step / steps_per_epoch()),
                            .batch_offset = static_cast<uint32_t>(step % steps_per_epoch() * batch),
                            .lr = static_cast<float>(rate.at(step))};
   step_uploads->push(step_state.get(), &state, sizeof state);
-  programs.at({true, batch_of_step(step)})->launch(options.cuda_graph);
+  launch(programs.at({true, batch_of_step(step)}).get());
   network.count_batch();
   ++position.step;
+}
+
+void Trainer::State::launch_train_step() {
+  if (profiler) return launch_profiled_step();
+  start_epoch();
+  enqueue_step([this](Program* program) { program->launch(options.cuda_graph); });
+}
+
+void Trainer::State::launch_profiled_step() {
+  if (position.step / steps_per_epoch() != order_epoch) profiler->pause();  // the order's upload is no step
+  start_epoch();
+  profiler->step(programs.at({true, batch_of_step(position.step)}).get(),
+                 [this](const StepProfiler::Launch& launch) { enqueue_step(launch); });
+  if (profiler->done()) stop_profiling();
+}
+
+void Trainer::State::stop_profiling() {
+  if (!profiler) return;
+  profiler->stop();
+  const std::optional<StepProfile> profile = profiler->take();
+  profiler.reset();
+  if (profile && on_profile) on_profile(*profile);
 }
 
 std::vector<StepRecord> Trainer::State::read_records(long long count) {

@@ -26,6 +26,9 @@ struct Trainer::State {
 
   // Enqueues training step `position.step` and moves the position on.
   void launch_train_step();
+  // The same where a profiler is at work, and what it does where the run ends before it is done.
+  void launch_profiled_step();
+  void stop_profiling();
   EvalResult evaluate();
   // Records of the last `count` training steps, oldest first. Waits for them.
   std::vector<StepRecord> read_records(long long count);
@@ -42,6 +45,8 @@ struct Trainer::State {
   RunPosition position;
   long long order_epoch = -1;  // the epoch whose order is on the device
   bool trained = false;
+  std::unique_ptr<StepProfiler> profiler;  // until it is done
+  std::function<void(const StepProfile&)> on_profile;
 
   struct ProgramKey {
     bool training;
@@ -55,6 +60,8 @@ struct Trainer::State {
   LowerOptions lower_options(bool training, int size) const;
   void add_program(bool training, int size);
   void bind_programs();
+  void start_epoch();  // uploads the order of the epoch that position.step is in, unless it is there
+  void enqueue_step(const StepProfiler::Launch& launch);
 };
 
 }  // namespace kiln

@@ -1,6 +1,5 @@
-// Descriptions: what is read, what is refused and how the refusal reads; shapes; parameters; lowering.
+// Descriptions: what is read, what is refused and how the refusal reads; shapes; parameters.
 #include "nn/layer_rules.h"
-#include "nn/lower.h"
 #include "nn/parameters.h"
 #include "tests/test_nn_support.h"
 
@@ -238,90 +237,6 @@ TEST(NnParameters, SlabIsAlignedAndDecayedFirst) {
   }
   EXPECT_EQ(slab, layout.initial_parameters(7));
   EXPECT_NE(slab, layout.initial_parameters(8));
-}
-
-// How many lines of a network's training plan have `part`.
-int plan_count(const std::string& name, const std::vector<std::string>& off, const std::string& part,
-               bool training = true) {
-  const ShapedNetwork network = infer_shapes(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10);
-  const LowerOptions options = {.batch = 2, .training = training, .fusions = Fusions::without(off)};
-  int found = 0;
-  for (const std::string& line : lower(network, ParameterLayout(network), cpu_device(), options).lines()) {
-    found += line.find(part) != std::string::npos;
-  }
-  return found;
-}
-
-TEST(NnLower, FusionsAreDecidedBySwitch) {
-  const auto count = [](const std::vector<std::string>& off, const std::string& part) {
-    return plan_count("resnet18", off, part);
-  };
-  EXPECT_EQ(count({}, "relu.fwd"), 0);
-  EXPECT_EQ(count({"bn_residual"}, "relu.fwd"), 8);  // those behind an add
-  EXPECT_EQ(count({"bn_act"}, "relu.fwd"), 9);
-  EXPECT_EQ(count({"bn_act", "bn_residual"}, "relu.fwd"), 17);
-  EXPECT_EQ(count({}, "_res_relu"), 16);  // forward and backward of a join
-  EXPECT_EQ(count({}, "add.fwd"), 0);
-  EXPECT_EQ(count({}, "_acc"), 8);  // one a residual join
-  EXPECT_EQ(count({"dgrad_acc"}, "_acc"), 0);
-  EXPECT_EQ(count({"dgrad_acc"}, "add.fwd"), 8);
-  EXPECT_EQ(count({"bn_residual"}, "add.fwd"), 8);
-  EXPECT_EQ(count({"bn_residual"}, "add.bwd"), 0);
-  EXPECT_EQ(count({"bn_residual", "add_grad_alias"}, "add.bwd"), 8);
-  EXPECT_EQ(count({"all"}, "relu.fwd"), 17);
-  EXPECT_EQ(count({"all"}, "add.bwd"), 8);
-  EXPECT_EQ(count({}, "conv2d.dgrad"), 19);  // all but the first
-  expect_error([] { Fusions::without({"bn_residul"}); }, {"bn_residul", "did you mean 'bn_residual'"});
-}
-
-TEST(NnLower, FusionsOfTheMobilenets) {
-  EXPECT_EQ(plan_count("mobilenet_v1", {}, "relu.fwd"), 0);
-  EXPECT_EQ(plan_count("mobilenet_v1", {}, "_relu "), 54);  // forward and backward of 27
-  EXPECT_EQ(plan_count("mobilenet_v2", {}, "relu6.fwd"), 0);
-  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_relu6"), 72);
-  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_res "), 20);  // 10 joins
-  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_acc"), 10);   // the gradients of expand's inputs
-  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_res ", /*training=*/false), 10);
-  EXPECT_EQ(plan_count("resnet18_smooth", {}, "gelu.fwd"), 8);  // behind a residual: relu and relu6 only
-  EXPECT_EQ(plan_count("resnet18_smooth", {}, "_res "), 16);
-}
-
-TEST(NnLower, BuffersThatLiveTogetherDoNotOverlap) {
-  const ShapedNetwork network = infer_shapes(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10);
-  const ParameterLayout layout(network);
-  for (const std::vector<std::string>& off : {std::vector<std::string>{}, {"all"}}) {
-    StepList list = lower(network, layout, cpu_device(), {.batch = 3, .fusions = Fusions::without(off)});
-    StepList apart = list;
-    const size_t bytes = plan_arena(&list, false);
-    EXPECT_LT(bytes, 0.8 * static_cast<double>(plan_arena(&apart, true)));
-    const int steps = static_cast<int>(list.steps.size());
-    std::vector<std::pair<int, int>> life(list.buffers.size(), {steps, -1});
-    for (int s = 0; s < steps; ++s) {
-      for (int b : list.steps[s].buffers) {
-        if (b != kNoBuffer) life[b] = {std::min(life[b].first, s), s};
-      }
-    }
-    for (size_t a = 0; a < list.buffers.size(); ++a) {
-      const Buffer& x = list.buffers[a];
-      if (x.home != Home::kArena || life[a].second < 0) continue;
-      EXPECT_EQ(x.offset % 256, 0u);
-      EXPECT_LE(x.offset + x.bytes, bytes);
-      for (size_t b = a + 1; b < list.buffers.size(); ++b) {
-        const Buffer& y = list.buffers[b];
-        if (y.home != Home::kArena || life[b].second < life[a].first || life[a].second < life[b].first)
-          continue;
-        EXPECT_TRUE(x.offset + x.bytes <= y.offset || y.offset + y.bytes <= x.offset)
-            << x.name << " and " << y.name;
-      }
-    }
-  }
-}
-
-TEST(NnLower, AWishThatIsNotSupportedNamesTheLayer) {
-  const ShapedNetwork network = infer_shapes(builtin_network("small_cnn"), {.h = 32, .w = 32, .c = 3}, 10);
-  const ParameterLayout layout(network);
-  expect_error([&] { lower(network, layout, cpu_device(), {.batch = 2, .dtype = DType::kBF16}); },
-               {"small_cnn", "layer"});
 }
 
 }  // namespace

@@ -96,7 +96,7 @@ __global__ __launch_bounds__(kTileThreads, kSumBlocks) void batchnorm_bwd_two_pa
   if (s.count > 0) {
     Channels<V> ch;
     ch.load(gamma, beta, saved_mean, saved_rstd, s.channel);
-    MaskWalk bits = MaskWalk::begin<Gate>(mask, tile, s, 0, 1);
+    MaskWalk bits = MaskWalk::begin<Gate, V>(mask, tile, s, 0, 1);
     const ptrdiff_t step = static_cast<ptrdiff_t>(s.step);
     size_t at = s.first;
     int left = s.count;
@@ -207,7 +207,7 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_gradient_
     mean_g[v] *= inverse;
     slope[v] *= rstd[v] * inverse;
   }
-  MaskWalk bits = MaskWalk::begin<Gate>(mask, tile, s, s.count - 1, -1);
+  MaskWalk bits = MaskWalk::begin<Gate, V>(mask, tile, s, s.count - 1, -1);
   size_t at = s.first + static_cast<size_t>(s.count - 1) * s.step;
   const ptrdiff_t step = -static_cast<ptrdiff_t>(s.step);
   const auto rows_at = [&](auto full, int left) {

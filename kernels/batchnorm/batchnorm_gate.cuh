@@ -43,24 +43,25 @@ struct Channels {
 };
 
 // A thread's way through the mask: `at` is the byte of its channels in the row at hand, `shift` their first
-// bit.
+// bit. Offsets are modulo 2^32 (the mask is smaller than x), so that steps may go backwards.
 struct MaskWalk {
-  const unsigned char* at;
-  ptrdiff_t step;
+  const unsigned char* mask;  // [M,ceil(C/8)]
+  unsigned at, step;
   int shift;
 
-  // mask: [M,ceil(C/8)]. `row`: of the slice's, where the walk begins; direction: 1 or -1.
-  template <class Gate>
+  // Begins at the slice's row `row` and steps by `direction`, 1 or -1.
+  template <class Gate, int V>
   __device__ __forceinline__ static MaskWalk begin(const unsigned char* __restrict__ mask,
                                                    const BatchnormTile& tile, const BatchnormSlice& s,
                                                    int row, int direction) {
     if constexpr (!Gate::kMasked) return {};
-    const ptrdiff_t row_bytes = (tile.channels + 7) / 8;
-    return {mask + (s.first_row + static_cast<ptrdiff_t>(row) * tile.block_rows) * row_bytes + s.channel / 8,
-            direction * tile.block_rows * row_bytes, s.channel % 8};
+    const unsigned row_bytes = (static_cast<unsigned>(tile.channels) + 7) / 8;
+    const unsigned first = static_cast<unsigned>(s.first_row + row * tile.block_rows) * row_bytes;
+    // With 8 channels a thread, each has a byte of its own.
+    return {mask, first + s.channel / 8, direction * tile.block_rows * row_bytes, V == 8 ? 0 : s.channel % 8};
   }
   // The bits of the row `u` rows on.
-  __device__ __forceinline__ unsigned bits(int u) const { return at[u * step] >> shift; }
+  __device__ __forceinline__ unsigned bits(int u) const { return mask[at + u * step] >> shift; }
   __device__ __forceinline__ void advance(int rows) { at += rows * step; }
 };
 

@@ -55,7 +55,7 @@ __device__ void normalise_channel(const T* __restrict__ x, const T* __restrict__
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void batchnorm_fwd_train_naive_kernel(
+__global__ __launch_bounds__(kThreads, 1) void batchnorm_fwd_train_naive_kernel(
     const T* __restrict__ x,           // [M,C]
     const float* __restrict__ gamma,   // [C]
     const float* __restrict__ beta,    // [C]
@@ -87,7 +87,7 @@ __global__ __launch_bounds__(kThreads) void batchnorm_fwd_train_naive_kernel(
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void batchnorm_fwd_apply_naive_kernel(
+__global__ __launch_bounds__(kThreads, 1) void batchnorm_fwd_apply_naive_kernel(
     const T* __restrict__ x,           // [M,C]
     const float* __restrict__ gamma,   // [C]
     const float* __restrict__ beta,    // [C]
@@ -104,7 +104,7 @@ __global__ __launch_bounds__(kThreads) void batchnorm_fwd_apply_naive_kernel(
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void batchnorm_bwd_naive_kernel(
+__global__ __launch_bounds__(kThreads, 1) void batchnorm_bwd_naive_kernel(
     const T* __restrict__ dy,                // [M,C]
     const T* __restrict__ x,                 // [M,C]
     const float* __restrict__ gamma,         // [C]

@@ -43,7 +43,8 @@ std::vector<NamedProblem> nets() {
 }
 
 // The peers' rows, and the networks' layers at three batch sizes.
-std::vector<NamedProblem> full(const std::vector<NamedProblem>& peers, const std::vector<NamedProblem>& nets) {
+std::vector<NamedProblem> full(const std::vector<NamedProblem>& peers,
+                               const std::vector<NamedProblem>& nets) {
   std::vector<NamedProblem> list = peers;
   for (const int batch : {128, 512, 2000}) {
     for (const NamedProblem& p : nets) {

@@ -18,8 +18,8 @@ struct NamedProblem {
 };
 
 // peers: the rows of the comparison with vendor libraries. nets: all layers of the built-in networks at batch
-// 512, each shape once (the label counts the layers that share it). full: peers, and the layers at batch 128, 512 and 2000. test: small problems, below 0.1 GMAC
-// each.
+// 512, each shape once (the label counts the layers that share it). full: peers, and the layers at batch 128,
+// 512 and 2000. test: small problems, below 0.1 GMAC each.
 enum class Suite { kPeers, kNets, kFull, kTest };
 Suite suite_from_name(std::string_view name);  // "peers", "nets", "full", "test"; throws Error
 
