@@ -62,7 +62,7 @@ class LayerBench {
   void fill_rates(const LayerRow& row, const AnyProblem& problem, LayerCounters& counters) const;
 
   const Device& device_;
-  const Ceilings& ceilings_;
+  Ceilings ceilings_;
   TimingOptions timing_;
   ClockWatch watch_;
   bool profile_ = false;

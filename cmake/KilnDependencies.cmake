@@ -62,6 +62,25 @@ else()
   kiln_found("cuBLAS, cuDNN (peers)" "left out: no CUDA or KILN_PEERS=OFF")
 endif()
 
+# Where a step's time goes: CUPTI's headers now, its library at run time.
+set(KILN_WITH_CUPTI FALSE)
+if(KILN_WITH_CUDA)
+  find_path(KILN_CUPTI_INCLUDE NAMES cupti.h HINTS ${CUDAToolkit_INCLUDE_DIRS} ${CUDAToolkit_LIBRARY_ROOT}
+            PATH_SUFFIXES include extras/CUPTI/include)
+  find_library(KILN_CUPTI_LIBRARY NAMES cupti HINTS ${CUDAToolkit_LIBRARY_DIR} ${CUDAToolkit_LIBRARY_ROOT}
+               PATH_SUFFIXES lib64 lib extras/CUPTI/lib64)
+  set(KILN_CUPTI_FOLDER "")
+  if(KILN_CUPTI_INCLUDE)
+    set(KILN_WITH_CUPTI TRUE)
+    if(KILN_CUPTI_LIBRARY)
+      get_filename_component(KILN_CUPTI_FOLDER ${KILN_CUPTI_LIBRARY} DIRECTORY)
+    endif()
+    kiln_found("CUPTI" "${KILN_CUPTI_INCLUDE}")
+  else()
+    kiln_found("CUPTI" "left out: cupti.h not found, kiln train --profile measures with events")
+  endif()
+endif()
+
 # CPU ----------------------------------------------------------------------------------------------------------
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 kiln_found("OpenMP" "${OpenMP_CXX_VERSION}")

@@ -21,5 +21,8 @@ Command add_eval_command(CLI::App& app, const std::string& command_line);
 Command add_info_command(CLI::App& app);
 Command add_import_command(CLI::App& app);
 Command add_op_command(CLI::App& app);
+Command add_predict_command(CLI::App& app);
+Command add_swap_command(CLI::App& app, const std::string& command_line);
+Command add_tune_command(CLI::App& app);
 
 }  // namespace kiln

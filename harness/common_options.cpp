@@ -139,6 +139,7 @@ nlohmann::ordered_json data_json(const DataPair& data, const std::string& path) 
   json["width"] = data.train.width;
   json["channels"] = data.train.channels;
   json["classes"] = data.train.classes;
+  if (!data.class_names.empty()) json["class_names"] = data.class_names;
   return json;
 }
 

@@ -50,8 +50,13 @@ int run(int argc, char** argv) {
   app.footer("`kiln COMMAND --help` has the flags and examples of a command.");
   const std::string command_line = join_command_line(argc, argv);
   const std::vector<Command> commands = {add_train_command(app, command_line),
-                                         add_eval_command(app, command_line), add_info_command(app),
-                                         add_import_command(app), add_op_command(app)};
+                                         add_eval_command(app, command_line),
+                                         add_info_command(app),
+                                         add_import_command(app),
+                                         add_op_command(app),
+                                         add_predict_command(app),
+                                         add_swap_command(app, command_line),
+                                         add_tune_command(app)};
   std::vector<std::string> names;
   for (const Command& command : commands) names.push_back(command.app->get_name());
 

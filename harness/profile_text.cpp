@@ -3,54 +3,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 #include <cstdlib>
 #include <memory>
 
 #include "harness/profile_report.h"
 #include "harness/progress.h"
+#include "harness/text_table.h"
 
 namespace kiln {
 namespace {
 
-__attribute__((format(printf, 1, 2))) std::string format(const char* pattern, ...) {
-  va_list arguments;
-  va_start(arguments, pattern);
-  char text[512];
-  std::vsnprintf(text, sizeof text, pattern, arguments);
-  va_end(arguments);
-  return text;
-}
-
 std::string line(const char* name, double us, double step_us, const std::string& remark = "") {
-  const std::string share = step_us > 0 ? format("%6.1f %%", 100 * us / step_us) : "";
-  return format("  %-24s %11.1f us %s%s%s\n", name, us, share.c_str(), remark.empty() ? "" : "   ",
-                remark.c_str());
-}
-
-std::string padded(const std::string& text, size_t width) {
-  return text + std::string(width > text.size() ? width - text.size() : 0, ' ');
-}
-
-// Lines of cells: every column as wide as its widest cell; the first `right` columns are numbers.
-std::string table(const std::vector<std::vector<std::string>>& cells, size_t right) {
-  std::vector<size_t> widths;
-  for (const auto& row : cells) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const auto& row : cells) {
-    text += " ";
-    for (size_t i = 0; i < row.size(); ++i) {
-      const bool last = i + 1 == row.size();
-      text += " " + (i < right ? std::string(widths[i] - row[i].size(), ' ') + row[i]
-                               : padded(row[i], last ? 0 : widths[i]));
-    }
-    text += "\n";
-  }
-  return text;
+  const std::string share = step_us > 0 ? format_text("%6.1f %%", 100 * us / step_us) : "";
+  return format_text("  %-24s %11.1f us %s%s%s\n", name, us, share.c_str(), remark.empty() ? "" : "   ",
+                     remark.c_str());
 }
 
 // A kernel's name without namespaces, arguments and "void".
@@ -71,19 +37,21 @@ std::string short_name(const std::string& mangled) {
 }
 
 std::string header(const StepProfile& p) {
-  std::string text = format("profile of a training step of %d images, %zu steps, %d replays, by %s\n",
-                            p.batch, p.steps.size(), p.replays, p.source.c_str());
+  std::string text = format_text("profile of a training step of %d images, %zu steps, %d replays, by %s\n",
+                                 p.batch, p.steps.size(), p.replays, p.source.c_str());
   for (const std::string& note : p.notes) text += "  note: " + note + "\n";
   const double images = p.unprofiled_us > 0 ? 1e6 * p.batch / p.unprofiled_us : 0;
   text += line("step, profiler off", p.unprofiled_us, 0, with_thousands(images) + " images/s");
   text += line("step, profiler on", p.profiled_us, 0,
-               p.unprofiled_us > 0
-                   ? format("%+.1f %%: what the profiler costs", 100 * (p.profiled_us / p.unprofiled_us - 1))
-                   : "");
+               p.unprofiled_us > 0 ? format_text("%+.1f %%: what the profiler costs",
+                                                 100 * (p.profiled_us / p.unprofiled_us - 1))
+                                   : "");
   text += line("accounted for", p.accounted_us(), p.profiled_us,
                "of the step with the profiler on: busy and gaps");
   text += line("busy", p.busy_us, p.accounted_us(), "union of what ran");
-  text += line("gaps", p.gap_us, p.accounted_us());
+  text += line(
+      "gaps", p.gap_us, p.accounted_us(),
+      format_text("%.1f us of the step with the profiler off", std::max(0.0, p.unprofiled_us - p.busy_us)));
   text += line("overlap", p.overlap_us, p.accounted_us(), "ran at the same time; once in busy");
   return text;
 }
@@ -94,13 +62,14 @@ std::string sums_text(const ProfileReport& r) {
   for (const ReportSum& sum : r.phases) text += line(sum.name.c_str(), sum.us, all);
   if (r.profile.upload_us > 0) text += line("upload", r.profile.upload_us, all, "copies between the steps");
   text += "by pass\n";
-  for (const ReportSum& sum : r.passes) text += line(sum.name.c_str(), sum.us, all, format("x%d", sum.steps));
+  for (const ReportSum& sum : r.passes)
+    text += line(sum.name.c_str(), sum.us, all, format_text("x%d", sum.steps));
   if (std::isnan(r.graph_node_us)) return text;
-  text += format("by what bounds it (launch: below %.1f us a kernel, 3 empty graph nodes)\n",
-                 3 * r.graph_node_us);
+  text += format_text("by what bounds it (launch: below %.1f us a kernel, 3 empty graph nodes)\n",
+                      3 * r.graph_node_us);
   for (const ReportSum& sum : r.bounds) {
-    text +=
-        line(sum.name.empty() ? "(no op's pass)" : sum.name.c_str(), sum.us, all, format("x%d", sum.steps));
+    text += line(sum.name.empty() ? "(no op's pass)" : sum.name.c_str(), sum.us, all,
+                 format_text("x%d", sum.steps));
   }
   return text;
 }
@@ -118,13 +87,14 @@ std::string profile_text(const ProfileReport& r, int rows) {
   const double all = r.profile.accounted_us();
   for (const ReportRow* row : sorted) {
     const ProfiledStep& s = *row->step;
-    cells.push_back({format("%.1f", row->us), format("%.1f", s.spread_pct()),
-                     format("%.1f", all > 0 ? 100 * row->mean_us / all : 0),
-                     std::isnan(row->pct_floor) ? "-" : format("%.0f", row->pct_floor),
+    cells.push_back({format_text("%.1f", row->us), format_text("%.1f", s.spread_pct()),
+                     format_text("%.1f", all > 0 ? 100 * row->mean_us / all : 0),
+                     std::isnan(row->pct_floor) ? "-" : format_text("%.0f", row->pct_floor),
                      row->bound.empty() ? "-" : row->bound, s.layer, s.pass, s.impl, s.problem});
   }
   return header(r.profile) + sums_text(r) +
-         format("the %zu longest of %zu steps\n", sorted.size(), r.rows.size()) + table(cells, 4);
+         format_text("the %zu longest of %zu steps\n", sorted.size(), r.rows.size()) +
+         table_text(cells, {0, 1, 2, 3});
 }
 
 nlohmann::ordered_json chrome_trace(const StepProfile& p, const std::string& device) {
@@ -136,13 +106,14 @@ nlohmann::ordered_json chrome_trace(const StepProfile& p, const std::string& dev
   name("process_name", kLayers, device);
   name("thread_name", kLayers, "layers");
   name("thread_name", kKernels, "kernels");
+  const double zero = p.spans.empty() ? 0 : p.spans.front().start_us;
   const auto slice = [&](const std::string& text, const char* category, int lane, double start, double end) {
     events.push_back({{"name", text},
                       {"cat", category},
                       {"ph", "X"},
                       {"pid", 1},
                       {"tid", lane},
-                      {"ts", start},
+                      {"ts", start - zero},
                       {"dur", end - start}});
   };
   for (size_t i = 0, next; i < p.spans.size(); i = next) {

@@ -92,6 +92,20 @@ long long steps_of_run(const std::string& folder) {
   return reading([&] { return summary.at("steps").get<long long>(); });
 }
 
+RunData data_of_run(const Json& config) {
+  return reading([&] {
+    const Json& data = config.at("data");
+    return RunData{.height = data.at("height").get<int>(),
+                   .width = data.at("width").get<int>(),
+                   .channels = data.at("channels").get<int>(),
+                   .classes = data.at("classes").get<int>(),
+                   .mean = data.at("mean").get<std::vector<float>>(),
+                   .std = data.at("std").get<std::vector<float>>(),
+                   .class_names = data.value("class_names", std::vector<std::string>()),
+                   .precision = config.at("options").at("precision").get<std::string>()};
+  });
+}
+
 void fill_data_from_run(const Json& config, CommonOptions* o) {
   reading([&] {
     if (!o->data.empty()) return;

@@ -5,6 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "harness/train_options.h"
 #include "nn/description.h"
@@ -15,6 +16,15 @@ namespace kiln {
 nlohmann::ordered_json read_run_config(const std::string& flag, const std::string& folder);
 
 NetworkDescription network_of_run(const nlohmann::ordered_json& config);
+
+// What the run's network expects of its images, and what its classes are called.
+struct RunData {
+  int height = 0, width = 0, channels = 0, classes = 0;
+  std::vector<float> mean, std;          // a channel, in units of the pixel range 0..1
+  std::vector<std::string> class_names;  // empty where the run does not name them
+  std::string precision;                 // that it was trained in
+};
+RunData data_of_run(const nlohmann::ordered_json& config);
 
 // Gives the run's data set to what was not named on the command line.
 void fill_data_from_run(const nlohmann::ordered_json& config, CommonOptions* options);

@@ -12,8 +12,8 @@ namespace kiln {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kFiles[] = {"config.json", "metrics.jsonl", "summary.json", "weights.safetensors",
-                                  "state.safetensors"};
+constexpr const char* kFiles[] = {"config.json",       "metrics.jsonl", "summary.json", "weights.safetensors",
+                                  "state.safetensors", "profile.json",  "trace.json"};
 
 [[noreturn]] void fail_folder(const std::string& path, const std::string& rule) {
   fail_usage("run folder '" + path + "' " + rule);

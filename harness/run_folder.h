@@ -1,4 +1,5 @@
-// A run's folder: config.json, metrics.jsonl, summary.json, weights.safetensors, state.safetensors.
+// A run's folder: config.json, metrics.jsonl, summary.json, weights.safetensors, state.safetensors, and with
+// --profile profile.json and trace.json.
 #pragma once
 
 #include <fstream>

@@ -12,6 +12,7 @@
 #include "harness/commands.h"
 #include "harness/interrupt.h"
 #include "harness/nvml.h"
+#include "harness/profile_report.h"
 #include "harness/progress.h"
 #include "harness/run_config.h"
 #include "harness/run_folder.h"
@@ -115,6 +116,10 @@ class Run {
       std::fprintf(stderr, "note: --impl '%s': %s\n", flags.common.impl.c_str(), note.c_str());
     }
     if (!flags.resume.empty()) load_checkpoint();
+    if (flags.profile && !flags.print_plan) {
+      trainer_->profile(profile_options(device_, flags.profile_steps),
+                        [this](const StepProfile& profile) { write_profile(profile); });
+    }
   }
 
   int execute() {
@@ -132,7 +137,9 @@ class Run {
                 with_thousands(static_cast<double>(data_.train.count())).c_str(),
                 with_thousands(static_cast<double>(trainer_->total_steps())).c_str(), options_.batch);
     std::fflush(stdout);
+    if (flags_.profile) find_ceilings();
     train();
+    if (flags_.profile && !profiled_) std::printf("no profile: the run ended before it was complete\n");
     return stopped_ ? finish_interrupted() : finish();
   }
 
@@ -183,6 +190,7 @@ class Run {
 
   void train() {
     Progress progress(stderr, trainer_->total_steps(), options_.epochs);
+    progress_ = &progress;
     catch_interrupt();
     measured_.start = Clock::now();
     trainer_->train(
@@ -209,6 +217,27 @@ class Run {
           }
         });
     train_seconds_ = measured_.train_seconds();
+  }
+
+  void find_ceilings() {
+    try {
+      ceilings_ = measure_ceilings(device_);
+    } catch (const Error& error) {  // the network may have left no memory for it
+      std::fprintf(stderr, "note: the device's ceilings are not known: %s\n", error.what());
+    }
+  }
+
+  void write_profile(const StepProfile& profile) {
+    const Clock::time_point start = Clock::now();
+    const ProfileReport report(profile, device_, options_.precision, ceilings_);
+    folder_->write_json("profile.json", profile_json(report));
+    write_file_atomically(folder_->file("trace.json"), chrome_trace(profile, device_.name).dump() + "\n");
+    progress_->finish();
+    std::printf("%sprofile: %s, %s\n", profile_text(report, flags_.profile_rows).c_str(),
+                folder_->file("profile.json").c_str(), folder_->file("trace.json").c_str());
+    std::fflush(stdout);
+    profiled_ = true;
+    measured_.eval_seconds += seconds_since(start);
   }
 
   void evaluate_between(int epochs, Progress& progress) {
@@ -311,6 +340,9 @@ class Run {
   Json evaluations_ = Json::array();  // of --eval-every
   double train_seconds_ = 0;
   bool stopped_ = false;  // by Ctrl-C
+  Progress* progress_ = nullptr;
+  Ceilings ceilings_;  // of --profile
+  bool profiled_ = false;
 };
 
 }  // namespace

@@ -59,6 +59,9 @@ void check_train_options(const TrainOptions& o, const TrainFlags& f) {
   require_flag(o.label_smoothing >= 0 && o.label_smoothing < 1, "--label-smoothing", "must be in [0, 1)");
   require_flag(o.augment_pad >= 0, "--pad", "must be at least 0");
   require_flag(o.augment_cutout >= 0, "--cutout", "must be at least 0");
+  require_flag(f.profile || !f.profile_steps, "--profile-steps", "needs --profile");
+  require_flag(!f.profile || o.cuda_graph, "--profile",
+               "measures the recorded step: not with --no-cuda-graph");
 }
 
 }  // namespace
@@ -148,6 +151,22 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       ->delimiter(',')
       ->take_all();
   app.add_flag("--no-cuda-graph", f.no_cuda_graph, "launch kernels one by one, for profilers and debuggers");
+  const std::string profiling = "Profiling (docs/profiling.md)";
+  app.add_flag(
+         "--profile", f.profile,
+         "print where the time of a step goes, by layer and pass; profile.json and trace.json in the run "
+         "folder")
+      ->group(profiling);
+  app.add_option("--profile-steps", f.profile_steps, "steps to measure (20 on cuda, 5 on cpu)")
+      ->check(CLI::PositiveNumber)
+      ->group(profiling);
+  app.add_option("--profile-rows", f.profile_rows, "rows of the printed table")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(profiling);
+  app.add_flag("--nvtx", f.nvtx,
+               "name each step (\"<layer> <pass>\") to Nsight and ncu; with --no-cuda-graph, on cuda")
+      ->group(profiling);
   app.add_flag("--print-plan", f.print_plan, "print the steps, their problems and implementations, and stop");
   app.footer(
       "Examples:\n"
@@ -156,6 +175,7 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       "  kiln train --model resnet18 --data DIR --precision bf16 --epochs 30 --seed 1\n"
       "  kiln train --model docs/examples/lenet.json --optimizer adamw\n"
       "  kiln train --device cpu --train-images 2000 --epochs 2 --impl 'conv2d.*=cpu_naive'\n"
+      "  kiln train --model resnet18 --profile --max-steps 60\n"
       "The run folder gets config.json, metrics.jsonl, summary.json, weights.safetensors, "
       "state.safetensors.\n"
       "Ctrl-C stops at the next line of metrics and writes a checkpoint for --resume (exit status 130).");
@@ -170,6 +190,7 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   o.drain_every = f.drain_every > 0 ? f.drain_every : device.is_cuda() ? kDrainEveryCuda : kDrainEveryCpu;
   o.fusions_off = f.fusions_off;
   o.cuda_graph = !f.no_cuda_graph;
+  o.nvtx_ranges = f.nvtx;
   override_with(o.epochs, f.epochs);
   override_with(o.batch, f.batch);
   o.lr *= static_cast<float>(o.batch) / kRecipeBatch;
@@ -192,6 +213,7 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   o.step_epochs = o.epochs / 3;
   override_with(o.step_epochs, f.step_epochs);
   override_with(o.step_factor, f.step_factor);
+  require_flag(!f.nvtx || device.is_cuda(), "--nvtx", "needs --device cuda");
   check_train_options(o, f);
   return o;
 }

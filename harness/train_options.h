@@ -21,6 +21,9 @@ struct TrainFlags {
   int eval_every = 0;   // epochs, 0: only at the end
   int drain_every = 0;  // steps, 0: by device
   bool no_nesterov = false, no_flip = false, no_cuda_graph = false;
+  bool profile = false, nvtx = false;
+  int profile_steps = 0;  // 0: by device
+  int profile_rows = 15;
   std::vector<std::string> fusions_off;
   std::optional<double> epochs, warmup, step_epochs;
   std::optional<int> batch, pad, cutout;

@@ -26,6 +26,7 @@ struct TrainOptions {
   ImplChoice impl;
   uint64_t seed = 0;
   int batch = 512;
+  int eval_batch = 0;       // images a step of evaluation, 0: the larger of batch and 500
   double epochs = 1;        // may be fractional
   long long max_steps = 0;  // stop after this many, 0: no limit
   Schedule schedule = Schedule::kCosine;

@@ -18,6 +18,7 @@ const TrainOptions& checked(const TrainOptions& o) {
     if (!holds) fail_usage(std::string("training options: ") + what);
   };
   rule(o.batch >= 1, "batch must be at least 1");
+  rule(o.eval_batch >= 0, "eval_batch must not be negative");
   rule(std::isfinite(o.epochs) && o.epochs >= 0, "epochs must be finite and not negative");
   rule(o.max_steps >= 0, "max_steps must not be negative");
   rule(std::isfinite(o.lr) && o.lr >= 0, "lr must be finite and not negative");
@@ -57,7 +58,9 @@ Trainer::State::State(const NetworkDescription& description, const DataPair& dat
   if (data.test.count() > 0)
     test = std::make_unique<ResidentData>(backend.get(), data.test, data.mean, data.std);
   const long long test_count = test ? test->count() : 1;
-  eval_batch = static_cast<int>(std::min<long long>(test_count, std::max<long long>(batch, kLeastEvalBatch)));
+  const long long wanted_eval =
+      options.eval_batch > 0 ? options.eval_batch : std::max<long long>(batch, kLeastEvalBatch);
+  eval_batch = static_cast<int>(std::min(test_count, wanted_eval));
   step_state = backend->allocate(sizeof(StepState));
   train_ring = backend->allocate(sizeof(StepRecord) * options.drain_every);
   eval_ring = backend->allocate(sizeof(StepRecord) * eval_batches());

@@ -1,5 +1,6 @@
 """What the PyTorch programs share: problem strings, timing, Google Benchmark's JSON, safetensors files."""
 
+import dataclasses
 import datetime
 import json
 import math
@@ -15,8 +16,12 @@ import numpy
 import torch
 
 L2_ROTATION = 3  # cold timing: buffers rotated over more than this many times the L2 cache
-REPETITIONS = 7
+SAMPLE_SECONDS = 0.005  # as in bench/timing.h: a sample takes about this long
+FEWEST_SAMPLES, MOST_SAMPLES = 7, 200
+TARGET_PCT = 0.5  # enough samples once the median is known to this: 1.57 * IQR / sqrt(samples)
+MOST_SECONDS = 0.5  # whatever the spread
 MOST_SETS = 512
+FLAGS = ("arg8", "arg2", "arg32", "relu6")  # they end in a digit and have no value
 SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 
 
@@ -25,7 +30,7 @@ def parse_problem(text):
     problem = {}
     for token in text.split("_"):
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?(?:e-?\d+)?)(?:x(\d+))?", token)
-        if not match or token in ("arg8", "arg2"):
+        if not match or token in FLAGS:
             problem[token] = True
             continue
         key, first, second = match.groups()
@@ -36,6 +41,15 @@ def parse_problem(text):
     problem.setdefault("h", 1)
     problem.setdefault("w", problem["h"])
     return problem
+
+
+@dataclasses.dataclass
+class Timing:
+    """Seconds of one call, with rotated buffers and always the same; spread and samples are those of cold."""
+    cold: float
+    warm: float
+    spread_pct: float
+    samples: int
 
 
 def median_and_spread(samples):
@@ -54,47 +68,55 @@ def flat_list(result):
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-def _replay_samples(run, sets):
-    """Seconds a call, one sample a repetition: `run` on each set once, captured in one CUDA graph and replayed."""
+def _samples(sample, most_seconds):
+    """Values of sample() until their median is known well enough, or the time is over."""
+    samples, begun = [], time.perf_counter()
+    while len(samples) < MOST_SAMPLES:
+        samples.append(sample())
+        if len(samples) >= 3 and time.perf_counter() - begun > most_seconds:
+            break
+        if len(samples) >= FEWEST_SAMPLES:
+            _, spread = median_and_spread(samples)
+            if 3.14 * spread / math.sqrt(len(samples)) < TARGET_PCT:
+                break
+    return samples
+
+
+def _replay_samples(run, sets, most_seconds):
+    """Seconds a call: `run` on each set once, captured in one CUDA graph and replayed."""
     graph, kept = torch.cuda.CUDAGraph(), []
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for one in sets:
             kept.append(run(one))  # kept, so that every call writes to memory of its own
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph.replay()
-    torch.cuda.synchronize()
-    start.record()
-    graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    replays = max(1, min(200, math.ceil(20 / max(start.elapsed_time(end), 1e-3))))  # about 20 ms a repetition
-    samples = []
-    for _ in range(REPETITIONS):
+
+    def replay(count):
         start.record()
-        for _ in range(replays):
+        for _ in range(count):
             graph.replay()
         end.record()
-        torch.cuda.synchronize()
-        samples.append(start.elapsed_time(end) * 1e-3 / (replays * len(sets)))
-    return samples
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+    replay(1)  # uploads the graph, wakes the clocks
+    replays = max(1, min(10000, math.ceil(SAMPLE_SECONDS / max(replay(1), 1e-7))))
+    return _samples(lambda: replay(replays) / (replays * len(sets)), most_seconds)
 
 
-def _cpu_samples(run, one):
-    samples = []
-    for _ in range(REPETITIONS):
-        start = time.perf_counter()
-        run(one)
-        samples.append(time.perf_counter() - start)
-    return samples
+def _cpu_seconds(run, one):
+    start = time.perf_counter()
+    run(one)
+    return time.perf_counter() - start
 
 
 def time_call(make_set, run, device):
-    """(cold, warm, spread of cold in percent): seconds of run(make_set()). On the CPU both are the same number."""
+    """Timing of run(make_set()); a set is a tuple, whose tensors count. On the CPU cold and warm are the same."""
     if device == "cpu":
         one = make_set()
         run(one)
-        median, spread = median_and_spread(_cpu_samples(run, one))
-        return median, median, spread
+        samples = _samples(lambda: _cpu_seconds(run, one), MOST_SECONDS)
+        median, spread = median_and_spread(samples)
+        return Timing(median, median, spread, len(samples))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -109,9 +131,10 @@ def time_call(make_set, run, device):
         for one in sets[1:3]:
             run(one)
         torch.cuda.synchronize()
-        cold, spread = median_and_spread(_replay_samples(run, sets))
-        warm, _ = median_and_spread(_replay_samples(run, [first] * min(count, 20)))
-    return cold, warm, spread
+        samples = _replay_samples(run, sets, MOST_SECONDS)
+        cold, spread = median_and_spread(samples)
+        warm, _ = median_and_spread(_replay_samples(run, [first] * min(count, 20), MOST_SECONDS / 2))
+    return Timing(cold, warm, spread, len(samples))
 
 
 def context(device, **more):

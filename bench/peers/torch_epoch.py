@@ -1,16 +1,27 @@
-"""Times whole epochs in PyTorch, with bench_epoch's row names and implementation `torch` or `torch_compile`.
+"""Times whole epochs in PyTorch, with bench_epoch's row names `epoch_train/...` and `epoch_infer/...`.
 
     python3 bench/peers/torch_epoch.py --out bench/results/h100/torch_epochs.json
-    python3 bench/peers/torch_epoch.py --network resnet18 --compile reduce-overhead
+    python3 bench/peers/torch_epoch.py --network resnet18 --batch 128,512,1024 --precision bf16,fp32
+    python3 bench/peers/torch_epoch.py --modes torch_autotune
 
-50,000 images, uint8, resident on the device; a step gathers and normalises its batch (--augment: random crop and
-flip too), then forward, cross-entropy, backward and fused SGD with Nesterov momentum. bf16 is autocast over fp32
-weights for training and bf16 weights for inference; channels-last. The loss must be finite and fall.
+Modes: `torch` is eager, `torch_compile` torch.compile's reduce-overhead (CUDA graphs), `torch_autotune` its
+max-autotune. A compiled row runs in a process of its own; where its compilation does not end within --compile-limit
+the row says so and has no figure.
+
+PyTorch at its best: uint8 images resident on the device, channels-last, cudnn.benchmark, fused SGD with Nesterov
+momentum; bf16 is autocast over fp32 weights for training and bf16 weights for inference, fp32 is true fp32 (no TF32).
+Loss and batch loading are compiled with the network. An epoch is the full batches of 50,000 images, its time scaled
+to all of them, so that no second shape is compiled. No augmentation inside the timed step; --augment adds random crop
+and flip on the device. The loss must be finite and fall.
 """
 
 import argparse
+import json
 import math
+import os
 import pathlib
+import signal
+import subprocess
 import sys
 import time
 
@@ -23,6 +34,10 @@ import nets
 
 IMAGES = 50000
 CPU_BATCHES = 4  # the CPU rows cycle through so many batches and are scaled
+FEWEST = 3  # epochs of a median
+MODES = {"torch": None, "torch_compile": "reduce-overhead", "torch_autotune": "max-autotune"}
+KINDS = ("epoch_train", "epoch_infer")
+COUNTERS = ("images_per_s", "spread_pct", "start_loss", "end_loss", "samples", "compile_s")
 
 
 def load_images(folder, count, device):
@@ -40,35 +55,44 @@ def load_images(folder, count, device):
     return images.to(device, memory_format=torch.channels_last), labels.to(device, torch.int64)
 
 
+def crop_and_flip(x, pad=4):
+    n, _, h, w = x.shape
+    padded = F.pad(x, (pad,) * 4)
+    dy, dx = torch.randint(2 * pad + 1, (2, n, 1), device=x.device)
+    rows = dy + torch.arange(h, device=x.device)
+    columns = dx + torch.arange(w, device=x.device)
+    columns = torch.where(torch.rand(n, 1, device=x.device) < 0.5, columns, columns.flip(1))
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 class Batches:
-    def __init__(self, args, dtype):
-        count = IMAGES if args.device == "cuda" else CPU_BATCHES * args.batch
+    """The batches of an epoch, normalised. Only full ones."""
+
+    def __init__(self, row, args):
+        count = IMAGES if args.device == "cuda" else CPU_BATCHES * row["batch"]
         self.images, self.labels = load_images(args.data, count, args.device)
-        self.batch, self.augment, self.dtype = args.batch, args.augment, dtype
-        self.count = self.labels.numel()
+        self.batch, self.count = row["batch"], self.labels.numel() // row["batch"] * row["batch"]
+        if self.count == 0:
+            raise SystemExit(f"the data set has fewer images than the batch, {row['batch']}")
+        dtype = torch.bfloat16 if row["kind"] == "epoch_infer" and row["precision"] == "bf16" else torch.float32
+        augment = args.augment and row["kind"] == "epoch_train"
+
+        def load(images, index):
+            x = (images[index].to(dtype) - 127.5) * (1 / 64)
+            if augment:
+                x = crop_and_flip(x)
+            return x.contiguous(memory_format=torch.channels_last)
+
+        self._load = load if MODES[row["mode"]] is None else torch.compile(load, dynamic=False)
 
     def load(self, index):
-        x = self.images[index].to(self.dtype, memory_format=torch.channels_last)
-        x = (x - 127.5) * (1 / 64)
-        if self.augment:
-            x = self._crop_and_flip(x)
-        return x.contiguous(memory_format=torch.channels_last), self.labels[index]
-
-    @staticmethod
-    def _crop_and_flip(x, pad=4):
-        n, _, h, w = x.shape
-        padded = F.pad(x, (pad,) * 4)
-        dy, dx = torch.randint(2 * pad + 1, (2, n, 1), device=x.device)
-        rows = dy + torch.arange(h, device=x.device)
-        columns = dx + torch.arange(w, device=x.device)
-        columns = torch.where(torch.rand(n, 1, device=x.device) < 0.5, columns, columns.flip(1))
-        image = torch.arange(n, device=x.device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return self._load(self.images, index), self.labels[index]
 
     def epoch(self, shuffle):
-        order = torch.randperm(self.count, device=self.labels.device) if shuffle else torch.arange(
-            self.count, device=self.labels.device)
-        return order.split(self.batch)
+        device = self.labels.device
+        order = torch.randperm(self.labels.numel(), device=device) if shuffle else torch.arange(self.count, device=device)
+        return order[:self.count].split(self.batch)
 
 
 def wait(device):
@@ -76,38 +100,33 @@ def wait(device):
         torch.cuda.synchronize()
 
 
-def timed_epochs(epoch, args, images):
-    """Seconds of each of args.epochs runs of epoch(), after one that is not timed, scaled to 50,000 images."""
-    first = epoch()
-    seconds, last = [], first
-    for _ in range(args.epochs):
-        wait(args.device)
-        start = time.perf_counter()
-        last = epoch()
-        wait(args.device)
-        seconds.append((time.perf_counter() - start) * IMAGES / images)
-    return seconds, first, last
+def compiled(run, row):
+    mode = MODES[row["mode"]]
+    return run if mode is None else torch.compile(run, mode=mode, dynamic=False)
 
 
-def compiled(net, args):
-    if not args.compile:
-        return net
-    return torch.compile(net, mode=None if args.compile == "default" else args.compile)
+class Loss(torch.nn.Module):
+    """A network and its cross-entropy, compiled as one."""
+
+    def __init__(self, net, device, autocast, reduction):
+        super().__init__()
+        self.net, self.device, self.autocast, self.reduction = net, device, autocast, reduction
+
+    def forward(self, x, labels):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            return F.cross_entropy(self.net(x).float(), labels, reduction=self.reduction)
 
 
-def train(name, precision, args):
-    net = nets.build(name, device=args.device)
-    data = Batches(args, torch.float32)
-    run = compiled(net, args)
+def make_train(row, args):
+    net, data = nets.build(row["network"], device=args.device), Batches(row, args)
+    run = compiled(Loss(net, args.device, row["precision"] == "bf16", "mean"), row)
     sgd = torch.optim.SGD(net.parameters(), lr=0.02 if args.device == "cuda" else 1e-3, momentum=0.9, nesterov=True,
                           weight_decay=5e-4, fused=True)
 
-    def epoch():
+    def epoch(most=None):
         losses = []
-        for index in data.epoch(shuffle=True):
-            x, labels = data.load(index)
-            with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
-                loss = F.cross_entropy(run(x), labels)
+        for index in data.epoch(shuffle=True)[:most]:
+            loss = run(*data.load(index))
             loss.backward()
             sgd.step()
             sgd.zero_grad(set_to_none=True)
@@ -115,70 +134,169 @@ def train(name, precision, args):
         values = torch.stack(losses).tolist()  # one copy to the host an epoch
         return values[0], sum(values) / len(values)
 
-    seconds, (start_loss, _), (_, end_loss) = timed_epochs(epoch, args, data.count)
-    if not (math.isfinite(end_loss) and end_loss < start_loss):
-        raise SystemExit(f"{name} {precision}: the loss did not fall: {start_loss} -> {end_loss}")
-    return seconds, start_loss, end_loss
+    return epoch, data.count
 
 
-def infer(name, precision, args):
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    net = nets.build(name, device=args.device).eval().to(dtype)
-    data = Batches(args, dtype)
-    run = compiled(net, args)
+def make_infer(row, args):
+    dtype = torch.bfloat16 if row["precision"] == "bf16" else torch.float32
+    net, data = nets.build(row["network"], device=args.device).eval().to(dtype), Batches(row, args)
+    run = compiled(Loss(net, args.device, False, "sum").eval(), row)
 
     @torch.inference_mode()
-    def epoch():
-        total = torch.zeros((), device=args.device)
-        for index in data.epoch(shuffle=False):
-            x, labels = data.load(index)
-            total += F.cross_entropy(run(x).float(), labels, reduction="sum")
-        return total.item() / data.count
+    def epoch(most=None):
+        total, images = torch.zeros((), device=args.device), 0
+        for index in data.epoch(shuffle=False)[:most]:
+            total += run(*data.load(index))
+            images += len(index)
+        mean = total.item() / images
+        return mean, mean
 
-    seconds, first, last = timed_epochs(epoch, args, data.count)
-    if not math.isfinite(last):
-        raise SystemExit(f"{name} {precision}: the loss is not finite")
-    return seconds, first, last
+    return epoch, data.count
 
 
-def measure(kind, name, precision, args):
+def measure(row, args):
+    """One row of the result. The alarm ends this process where compiling takes too long."""
     torch.manual_seed(0)
-    seconds, start_loss, end_loss = (train if kind == "epoch_train" else infer)(name, precision, args)
-    median, spread = common.median_and_spread(seconds)
-    how = "torch_compile" if args.compile else "torch"
-    label = ("cifar10" if args.data else "patterns") + (" augmented" if args.augment else " not augmented")
-    label += f" {args.compile}" if args.compile else ""
-    label += " scaled to 50,000 images" if args.device == "cpu" else ""
-    return common.row(f"{kind}/{name}/{args.device}/{precision}/b{args.batch}/{how}", median, "s", label,
-                      images_per_s=IMAGES / median, spread_pct=spread, start_loss=start_loss, end_loss=end_loss,
-                      samples=float(len(seconds)))
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    is_compiled = MODES[row["mode"]] is not None
+    started = time.perf_counter()
+    if is_compiled and args.one_row:
+        signal.alarm(args.compile_limit)
+    epoch, images = (make_train if row["kind"] == "epoch_train" else make_infer)(row, args)
+    start_loss, _ = epoch(most=4)  # compiles, tunes, records
+    wait(args.device)
+    compile_s = time.perf_counter() - started
+    signal.alarm(0)
+    epoch()
+    wait(args.device)
+    samples, end_loss, begun = [], math.nan, time.perf_counter()
+    while len(samples) < FEWEST or time.perf_counter() - begun < args.seconds:
+        start = time.perf_counter()
+        _, end_loss = epoch()
+        wait(args.device)
+        samples.append((time.perf_counter() - start) * IMAGES / images)
+    if not math.isfinite(end_loss):
+        return failed(row, args, "the loss is not finite")
+    if row["kind"] == "epoch_train" and not end_loss < start_loss:
+        return failed(row, args, f"the loss did not fall: {start_loss} -> {end_loss}")
+    median, spread = common.median_and_spread(samples)
+    return common.row(row_name(row, args), median, "s", label_of(row, args, images), images_per_s=IMAGES / median,
+                      spread_pct=spread, start_loss=start_loss, end_loss=end_loss, samples=float(len(samples)),
+                      compile_s=compile_s if is_compiled else math.nan)
+
+
+def measure_here(row, args):
+    try:
+        return measure(row, args)
+    except RuntimeError as error:  # out of memory, an operation that is missing
+        return failed(row, args, str(error).splitlines()[0])
+
+
+def row_name(row, args):
+    return f"{row['kind']}/{row['network']}/{args.device}/{row['precision']}/b{row['batch']}/{row['mode']}"
+
+
+def label_of(row, args, images):
+    words = ["cifar10" if args.data else "patterns"]
+    if row["kind"] == "epoch_train":
+        words.append("augmented" if args.augment else "not augmented")
+    words.append(MODES[row["mode"]] or "eager")
+    words.append(f"full batches, scaled to 50,000 images from {images} an epoch")
+    return ", ".join(words)
+
+
+def failed(row, args, why):
+    entry = common.row(row_name(row, args), math.nan, "s", f"{MODES[row['mode']] or 'eager'}: {why}",
+                       **{name: math.nan for name in COUNTERS})
+    return {**entry, "error_occurred": True, "error_message": why}
+
+
+def measure_apart(row, args):
+    """measure() in a process of its own."""
+    command = [sys.executable, os.path.abspath(__file__), *args.forwarded, "--one-row", json.dumps(row)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        text, _ = child.communicate(timeout=args.compile_limit + 60 + 20 * args.seconds)
+    except subprocess.TimeoutExpired:
+        return failed(row, args, "the process did not end")
+    finally:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)  # the compiler's worker processes
+        except ProcessLookupError:
+            pass
+        child.wait()
+    if child.returncode == -signal.SIGALRM:
+        return failed(row, args, f"compilation did not end within {args.compile_limit} s")
+    if child.returncode != 0:
+        return failed(row, args, f"the process ended with status {child.returncode}")
+    return json.loads(text.splitlines()[-1])
+
+
+def words(known):
+    def parse(text):
+        for word in text.split(","):
+            if word not in known:
+                raise argparse.ArgumentTypeError(f"unknown '{word}'; known: {', '.join(known)}")
+        return text.split(",")
+    return parse
+
+
+def batches(text):
+    values = [int(word) for word in text.split(",")]
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError("a batch is at least 1")
+    return values
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", type=words(nets.names()), default="small_cnn,resnet18,mobilenet_v2",
+                        help=f"comma-separated, of {', '.join(nets.names())} (default: the three of small_cnn, resnet18, "
+                             "mobilenet_v2)")
+    parser.add_argument("--modes", type=words(MODES), default="torch,torch_compile",
+                        help=f"comma-separated, of {', '.join(MODES)} (default: %(default)s)")
+    parser.add_argument("--kinds", type=words(KINDS), default=",".join(KINDS), help="default: %(default)s")
+    parser.add_argument("--batch", type=batches, default="512", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--precision", type=words(("fp32", "bf16")),
+                        help="fp32, bf16 or both with a comma (default: bf16 on cuda, fp32 on cpu)")
+    parser.add_argument("--seconds", type=float, default=6, help="a row's time; at least 3 epochs (default: %(default)s)")
+    parser.add_argument("--compile-limit", type=int, default=300, metavar="S",
+                        help="seconds that a row may compile (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--data", help="folder with data_batch_1..5.bin (default: made-up images)")
+    parser.add_argument("--augment", action="store_true", help="random crop (pad 4) and flip inside the training step")
+    parser.add_argument("--out", help="JSON file to write (default: standard output)")
+    parser.add_argument("--one-row", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.precision = args.precision or ["bf16" if args.device == "cuda" else "fp32"]
+    args.forwarded = ["--device", args.device, "--seconds", str(args.seconds), "--compile-limit", str(args.compile_limit)]
+    args.forwarded += ["--data", args.data] if args.data else []
+    args.forwarded += ["--augment"] if args.augment else []
+    return args
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="small_cnn,resnet18",
-                        help=f"comma-separated, of {', '.join(nets.names())}")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--precision", help="fp32, bf16 or both with a comma (default: bf16 on cuda, fp32 on cpu)")
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--data", help="folder with data_batch_1..5.bin (default: made-up images)")
-    parser.add_argument("--epochs", type=int, default=3, help="timed epochs, at least 3")
-    parser.add_argument("--compile", choices=("default", "reduce-overhead", "max-autotune"),
-                        help="torch.compile's mode (default: eager)")
-    parser.add_argument("--augment", action="store_true")
-    parser.add_argument("--out", help="JSON file to write (default: standard output)")
-    args = parser.parse_args()
-    args.epochs = max(3, args.epochs)
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    precisions = args.precision or ("bf16" if args.device == "cuda" else "fp32")
+    args = parse_arguments()
+    if args.one_row:
+        print(json.dumps(measure(json.loads(args.one_row), args)))
+        return
     rows = []
-    for name in args.network.split(","):
-        for precision in precisions.split(","):
-            for kind in ("epoch_train", "epoch_infer"):
-                rows.append(measure(kind, name, precision, args))
-                print(f"{rows[-1]['name']:64s} {rows[-1]['images_per_s']:12,.0f} images/s", file=sys.stderr)
-    common.write_results(args.out, common.context(args.device), rows)
+    for network in args.network:
+        for precision in args.precision:
+            for batch in args.batch:
+                for mode in args.modes:
+                    for kind in args.kinds:
+                        row = {"kind": kind, "network": network, "precision": precision, "batch": batch, "mode": mode}
+                        rows.append((measure_here if MODES[mode] is None else measure_apart)(row, args))
+                        print(f"{rows[-1]['name']:64s} " + (rows[-1].get("error_message") or
+                                                            f"{rows[-1]['images_per_s']:12,.0f} images/s"),
+                              file=sys.stderr, flush=True)
+                        if args.device == "cuda":
+                            torch.cuda.empty_cache()  # a compiled row's process needs the memory
+    common.write_results(args.out, common.context(args.device, data=args.data or "patterns"), rows)
+    if any(row.get("error_occurred") and row["name"].endswith("/torch") for row in rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

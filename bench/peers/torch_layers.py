@@ -1,193 +1,223 @@
-"""Times single passes in PyTorch eager, with bench_layers' row names and implementation `torch`.
+"""Times single passes in PyTorch, with bench_layers' row names and implementation `torch` or `torch_compile`.
 
     python3 bench/peers/torch_layers.py --out bench/results/h100/torch_layers.json
     python3 bench/peers/torch_layers.py --like bench/results/h100/layers.json   # the rows of that file
-    python3 bench/peers/torch_layers.py --filter 'conv2d_.*/n512' --dtype bf16,fp32
+    python3 bench/peers/torch_layers.py --filter 'batchnorm_.*/n512' --dtype bf16,fp32 --modes torch_compile
 
-Channels-last tensors, cudnn.benchmark on, TF32 off for fp32. Device time from replays of a CUDA graph; cold_us with
-buffers rotated over more than 3x L2, warm_us on one set. wgrad gives dw in the layer's dtype, as PyTorch does.
+Channels-last tensors, cudnn.benchmark on, TF32 off. Device time from replays of a CUDA graph; cold_us with buffers
+rotated over more than 3x L2, warm_us on one set. wgrad gives dw in the layer's dtype, as PyTorch does. A row without
+a figure has failed its check: at batch 2 the eager call against float64 on the CPU, at the row's own size the
+compiled call against the eager one. docs/peers.md says what is timed.
 """
 
 import argparse
 import json
 import math
 import re
+import signal
 import sys
+import time
+import warnings
+import zlib
 
 import torch
-import torch.nn.functional as F
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
 
 import common
+import torch_layers_ops as ops
+import torch_layers_reference
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-VOID = {name: math.nan for name in ("pct_ceiling", "x_vendor_best", "x_vendor_default", "x_naive")}
+MODES = ("torch", "torch_compile")
+COMPILE_MODE = "max-autotune-no-cudagraphs"
+VOID = ("pct_ceiling", "x_vendor_best", "x_vendor_default", "x_naive", "workspace_bytes", "sm_mhz")
+BOUNDS = {"bf16": 0.05, "fp32": 1e-3}  # norm of the difference over the norm of what it must be
+SEEDS = (0, 1)  # one draw may have an element that rounding puts on the other side of a kink
+FEWEST_VALUES = 64  # a channel, in the check of batchnorm
 
 
-class Maker:
-    """Makes tensors on the device; nhwc() gives channels-last ones."""
-
-    def __init__(self, device, dtype):
-        self.device, self.dtype = device, dtype
-
-    def nhwc(self, n, c, h, w, grad=False):
-        x = torch.randn(n, c, h, w, device=self.device, dtype=self.dtype)
-        return x.contiguous(memory_format=torch.channels_last).requires_grad_(grad)
-
-    def flat(self, *shape, dtype=None, grad=False):
-        return torch.randn(*shape, device=self.device, dtype=dtype or self.dtype).requires_grad_(grad)
+class Refused(Exception):
+    """A row whose output is wrong."""
 
 
-def conv_pass(p, make, which, depthwise=False):
-    n, c, (r, s) = p["n"], p["c"], p["r"]
-    k, groups = (c, c) if depthwise else (p["k"], 1)
-    stride = p.get("st", (1, 1))
-    pad = p.get("p", (r // 2, s // 2))
-    out_h = (p["h"] + 2 * pad[0] - r) // stride[0] + 1
-    out_w = (p["w"] + 2 * pad[1] - s) // stride[1] + 1
-    bias = bool(p.get("bias"))
-
-    def make_set():
-        x, w = make.nhwc(n, c, p["h"], p["w"]), make.nhwc(k, c // groups, r, s)
-        b = make.flat(k) if bias else None
-        return (x, w, b) if which == "fwd" else (x, w, make.nhwc(n, k, out_h, out_w))
-
-    def forward(one):
-        return F.conv2d(*one, stride=stride, padding=pad, groups=groups)
-
-    def backward(one):
-        x, w, dy = one
-        mask = [which == "dgrad", which == "wgrad", which == "wgrad" and bias]
-        grads = torch.ops.aten.convolution_backward(dy, x, w, [k], stride, pad, [1, 1], False, [0, 0], groups, mask)
-        return [g for g in grads if g is not None]
-
-    flops = 2 * n * out_h * out_w * k * r * s * c // groups
-    return make_set, forward if which == "fwd" else backward, flops
+class TooLong(BaseException):
+    """Compiling took too long. No Exception, so that the compiler's own handlers let it through."""
 
 
-def depthwise_pass(p, make, which):
-    return conv_pass(p, make, which, depthwise=True)
+def small(op, p):
+    """The same shape in small, for the check against float64."""
+    p = dict(p)
+    if op in ("sgd", "adamw", "grad_norm"):
+        whole, p["n"] = p["n"], min(p["n"], 4099)
+        if "d" in p:
+            p["d"] = math.ceil(p["d"] * p["n"] / whole)
+        return p
+    count = math.ceil(FEWEST_VALUES / (p["h"] * p["w"])) if op == "batchnorm" else 2
+    p["n"] = min(p["n"], max(2, count))
+    if op == "augment":
+        p["m"] = min(p["m"], 16)
+    return p
 
 
-def linear_pass(p, make, which):
-    n, c, k = p["n"], p["c"], p["k"]
-    bias = bool(p.get("bias"))
-
-    def make_set():
-        x, w = make.flat(n, c), make.flat(k, c)
-        return (x, w, make.flat(k) if bias else None) if which == "fwd" else (x, w, make.flat(n, k))
-
-    def run(one):
-        x, w, last = one
-        if which == "fwd":
-            return F.linear(x, w, last)
-        if which == "dgrad":
-            return last @ w
-        return [last.t() @ x, last.sum(0)] if bias else last.t() @ x
-
-    return make_set, run, 2 * n * c * k
+def error_of(got, wanted):
+    """Norm of the difference over the norm of `wanted`; integers and flags must be equal."""
+    if got.shape != wanted.shape:
+        return math.inf
+    if not wanted.is_floating_point():
+        return 0.0 if torch.equal(got.to(wanted), wanted) else math.inf
+    difference = (got.detach().to(wanted.device, wanted.dtype) - wanted).norm().item()
+    return difference / max(wanted.norm().item(), 1e-30) if difference else 0.0
 
 
-def autograd_pass(make_inputs, forward, make_dy):
-    """The backward pass of `forward` to all its inputs that need gradients."""
-
-    def make_set():
-        inputs = make_inputs()
-        y = forward(*inputs)
-        return (y, make_dy(), *[t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad])
-
-    def run(one):
-        y, dy, *wanted = one
-        return list(torch.autograd.grad(y, wanted, dy, retain_graph=True))
-
-    return make_set, run
+def require_same(got, wanted, dtype, what):
+    if len(got) != len(wanted):
+        raise Refused(f"{len(got)} outputs, wanted {len(wanted)} {what}")
+    for index, (a, b) in enumerate(zip(got, wanted)):
+        error = error_of(a, b)
+        if not error <= BOUNDS[dtype]:
+            raise Refused(f"output {index} is off by {error:.3g} of its norm (bound {BOUNDS[dtype]:g}) {what}")
 
 
-def batchnorm_pass(p, make, which):
-    n, c, h, w = p["n"], p["c"], p["h"], p["w"]
-    eps, momentum, relu = p.get("eps", 1e-5), p.get("mom", 0.1), bool(p.get("relu"))
-    grad = which == "bwd"
-
-    def inputs():
-        wide = torch.float32  # parameters and statistics stay in fp32
-        return (make.nhwc(n, c, h, w, grad=grad), make.flat(c, dtype=wide, grad=grad),
-                make.flat(c, dtype=wide, grad=grad), torch.zeros(c, device=make.device),
-                torch.ones(c, device=make.device))
-
-    def forward(x, gamma, beta, mean, var):
-        y = F.batch_norm(x, mean, var, gamma, beta, which != "fwd_infer", momentum, eps)
-        return F.relu(y) if relu else y
-
-    terms = {"fwd_train": 8, "fwd_infer": 3, "bwd": 11}[which]
-    if grad:
-        make_set, run = autograd_pass(inputs, forward, lambda: make.nhwc(n, c, h, w))
-    else:
-        make_set, run = inputs, lambda one: forward(*one)
-    return make_set, run, terms * n * h * w * c
+def copies(tensors, **where):
+    """Independent copies; floating-point ones are cast where `where` has a dtype."""
+    dtype = where.pop("dtype", None)
+    return [t if t is None else t.detach().clone().to(dtype=dtype if t.is_floating_point() else None, **where)
+            for t in tensors]
 
 
-def map_pass(p, make, which, forward, out_shape, flops):
-    """Passes of ops with one NHWC input."""
-
-    def inputs():
-        return (make.nhwc(p["n"], p["c"], p["h"], p["w"], grad=which == "bwd"),)
-
-    if which == "fwd":
-        return inputs, lambda one: forward(*one), flops
-    make_set, run = autograd_pass(inputs, forward, lambda: make.nhwc(*out_shape))
-    return make_set, run, flops
+def outputs_of(one, function, inputs):
+    result = [t.detach() for t in one.call(function, inputs)()]
+    return result + [inputs[position].detach() for position in one.mutated]
 
 
-def max_pool_pass(p, make, which):
-    r, stride, pad = p["r"], p.get("st", p["r"]), p.get("p", (0, 0))
-    out_h = (p["h"] + 2 * pad[0] - r[0]) // stride[0] + 1
-    out_w = (p["w"] + 2 * pad[1] - r[1]) // stride[1] + 1
-    saved = bool(p.get("arg8")) or which == "bwd"
-    count = p["n"] * out_h * out_w * p["c"]
-    return map_pass(p, make, which, lambda x: F.max_pool2d(x, r, stride, pad, return_indices=saved)[0]
-                    if saved else F.max_pool2d(x, r, stride, pad), (p["n"], p["c"], out_h, out_w),
-                    count * (r[0] * r[1] - 1 if which == "fwd" else 1))
+def check_small(op_pass, p, dtype, device, choice):
+    """The eager call, or one of its choices, against float64 on the CPU."""
+    one = ops.build(op_pass, small(ops.split_name(op_pass)[0], p), ops.Maker(device, DTYPES[dtype]))
+    function = one.choices[choice] if choice else one.run
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        for seed in SEEDS:
+            torch.manual_seed(seed)
+            inputs = one.inputs()
+            before = copies(inputs, device="cpu", dtype=torch.float64)
+            got = outputs_of(one, function, inputs)
+            wanted = torch_layers_reference.reference(op_pass, small(ops.split_name(op_pass)[0], p), before, got)
+            try:
+                return require_same(got, [t.detach() for t in wanted], dtype, "against float64")
+            except Refused:
+                if seed == SEEDS[-1]:
+                    raise
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
 
 
-def softmax_xent_pass(p, make, which):
-    smoothing = p.get("ls", 0.0)
-
-    def make_set():
-        labels = torch.randint(p["c"], (p["n"],), device=make.device)
-        return make.flat(p["n"], p["c"], grad=which == "fwd_bwd"), labels
-
-    def run(one):
-        x, labels = one
-        loss = F.cross_entropy(x, labels, label_smoothing=smoothing)
-        return [loss.detach(), *torch.autograd.grad(loss, x)] if which == "fwd_bwd" else loss
-
-    return make_set, run, (8 if which == "fwd_bwd" else 5) * p["n"] * p["c"]
+def check_compiled(op_pass, p, one, function, dtype):
+    """The compiled call against the eager one on the same inputs; augment draws, so it has float64 instead."""
+    torch.manual_seed(0)
+    inputs = one.inputs()
+    before = copies(inputs)
+    got = outputs_of(one, function, list(inputs))
+    if op_pass == "augment_fwd":
+        return require_same(got, torch_layers_reference.reference(
+            op_pass, p, copies(before, device="cpu", dtype=torch.float64), got), dtype, "against float64")
+    return require_same(got, outputs_of(one, one.run, before), dtype, "against eager")
 
 
-def build(op_pass, p, make):
-    """(make_set, run, flops) of a row, or None where PyTorch has no such pass."""
-    count = p["n"] * p["h"] * p["w"] * p.get("c", 1)
-    for op, passes, builder in (("conv2d", ("fwd", "dgrad", "wgrad"), conv_pass),
-                                ("depthwise_conv2d", ("fwd", "dgrad", "wgrad"), depthwise_pass),
-                                ("linear", ("fwd", "dgrad", "wgrad"), linear_pass),
-                                ("batchnorm", ("fwd_train", "fwd_infer", "bwd"), batchnorm_pass),
-                                ("max_pool2d", ("fwd", "bwd"), max_pool_pass),
-                                ("softmax_xent", ("fwd", "fwd_bwd"), softmax_xent_pass)):
-        which = op_pass[len(op) + 1:]
-        if op_pass.startswith(op + "_") and which in passes:
-            return builder(p, make, which)
-    if op_pass in ("global_avg_pool_fwd", "global_avg_pool_bwd"):
-        return map_pass(p, make, op_pass[-3:], lambda x: x.mean((2, 3), keepdim=True), (p["n"], p["c"], 1, 1), count)
-    act = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}.get(op_pass[:-4])
-    if act and op_pass[-4:] in ("_fwd", "_bwd"):
-        return map_pass(p, make, op_pass[-3:], act, (p["n"], p["c"], p["h"], p["w"]), count)
-    if op_pass == "add_fwd":
-        pair = lambda: (make.nhwc(p["n"], p["c"], p["h"], p["w"]), make.nhwc(p["n"], p["c"], p["h"], p["w"]))
-        return pair, lambda one: one[0] + one[1], count
-    return None
+class Compiler:
+    """torch.compile with a limit of time for each row and for all together."""
+
+    def __init__(self, limit, budget):
+        self.limit, self.left, self.skipped = limit, budget, []
+
+    def compile(self, one, first_run):
+        """(function, seconds): compiled by first_run(function). None where the time is over."""
+        limit = min(self.limit, self.left)
+        if limit <= 0:
+            self.skipped.append("the compile budget is spent")
+            return None
+        torch._dynamo.reset()  # else its limit of recompilations is met after a few rows
+        function = torch.compile(one.compiled or one.run, mode=COMPILE_MODE, dynamic=False, fullgraph=True)
+
+        def stop(*_):
+            raise TooLong
+
+        previous, begun = signal.signal(signal.SIGALRM, stop), time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        try:
+            first_run(function)
+        except TooLong:
+            self.skipped.append("the compile budget is spent" if limit < self.limit else
+                                f"compiling took more than {limit:g} s")
+            return None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+            seconds = time.perf_counter() - begun
+            self.left -= seconds
+        return function, seconds
+
+
+def settings():
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    warnings.filterwarnings("ignore", message=".*capturable.*")
+    for config, name, value in ((functorch_config, "donated_buffer", False),  # backward runs again and again
+                                (inductor_config, "fx_graph_cache", True)):  # fwd and bwd share a graph
+        if hasattr(config, name):
+            setattr(config, name, value)
+
+
+def figures(name, one, timing, label="", compile_s=math.nan):
+    return common.row(name, timing.cold, "us", label, cold_us=timing.cold * 1e6, warm_us=timing.warm * 1e6,
+                      spread_pct=timing.spread_pct, samples=float(timing.samples),
+                      gbps=one.bytes / timing.cold * 1e-9, tflops=one.flops / timing.cold * 1e-12,
+                      compile_s=compile_s, **{void: math.nan for void in VOID})
+
+
+def eager_row(name, op_pass, p, one, dtype, device):
+    """The fastest of the choices that are right."""
+    best, refused = None, None
+    for choice in one.choices or [""]:
+        try:
+            check_small(op_pass, p, dtype, device, choice)
+        except Refused as error:
+            refused = error
+            print(f"{name} {choice}: {error}", file=sys.stderr)
+            continue
+        timing = common.time_call(*one.bound(one.choices[choice] if choice else one.run), device)
+        if best is None or timing.cold < best[0].cold:
+            best = timing, choice
+    if best is None:
+        raise refused
+    return figures(name, one, *best)
+
+
+def compiled_row(name, op_pass, p, one, dtype, device, compiler):
+    done = compiler.compile(one, lambda function: check_compiled(op_pass, p, one, function, dtype))
+    if done is None:
+        return None
+    function, seconds = done
+    return figures(name, one, common.time_call(*one.bound(function), device), COMPILE_MODE, seconds)
+
+
+def measure(op_pass, text, dtype, mode, device, compiler):
+    """One row; None where its compilation was cut off."""
+    name = f"{op_pass}/{text}/{dtype}/{mode}"
+    torch.manual_seed(zlib.crc32(name.encode()))
+    p = common.parse_problem(text)
+    one = ops.build(op_pass, p, ops.Maker(device, DTYPES[dtype]))
+    try:
+        if mode == "torch":
+            return eager_row(name, op_pass, p, one, dtype, device)
+        return compiled_row(name, op_pass, p, one, dtype, device, compiler)
+    except Exception as error:  # whatever a compiler or a library throws, the other rows go on
+        message = f"{type(error).__name__}: {error}".split("\n")[0][:400]
+        return {**common.row(name, 0.0, "us"), "iterations": 0, "error_occurred": True, "error_message": message}
 
 
 def default_rows():
-    """The shapes of the peers suite that these ops cover, (op_pass, problem)."""
+    """The shapes of the peers suite (tests/support/shapes_nets.cpp), (op_pass, problem)."""
     rows = []
     for n, c, h, k, r, st in ((2000, 24, 31, 64, 3, 1), (2000, 64, 15, 64, 3, 1), (2000, 64, 15, 256, 3, 1),
                               (2000, 256, 7, 256, 3, 1), (2000, 256, 3, 256, 3, 1), (512, 3, 32, 64, 3, 1),
@@ -206,8 +236,10 @@ def default_rows():
         text = f"n{n}_h{h}_w{h}_c{c}"
         rows += [(f"batchnorm_{which}", text + relu) for which in ("fwd_train", "bwd") for relu in ("", "_relu")]
     for n, c, h in ((512, 64, 32), (2000, 64, 31), (2000, 256, 15), (512, 256, 8)):
-        rows += [(f"max_pool2d_{which}", f"n{n}_h{h}_w{h}_c{c}_r2_st2_p0_arg8") for which in ("fwd", "bwd")]
-        rows.append(("global_avg_pool_fwd", f"n{n}_h{h}_w{h}_c{c}"))
+        text = f"n{n}_h{h}_w{h}_c{c}"
+        for op, end in (("max_pool2d", "_r2_st2_p0_arg8"), ("avg_pool2d", "_r2_st2_p0"), ("global_max_pool", "_arg32")):
+            rows += [(f"{op}_{which}", text + end) for which in ("fwd", "bwd")]
+        rows.append(("global_avg_pool_fwd", text))
     for act, text in (("gelu", "n2000_h15_w15_c64"), ("silu", "n2000_h15_w15_c64"), ("relu6", "n512_h32_w32_c96")):
         rows += [(f"{act}_{which}", text) for which in ("fwd", "bwd")]
     for n, c in ((512, 10), (2000, 10), (65536, 10), (8192, 1000)):
@@ -216,25 +248,24 @@ def default_rows():
 
 
 def rows_like(path):
-    """(op_pass, problem, dtype) of every row of a layers.json, once each."""
+    """(op_pass, problem, dtype) of every row of a layers.json, once each; the peers suite first."""
     with open(path) as text:
         names = [entry["name"] for entry in json.load(text)["benchmarks"]]
-    return list(dict.fromkeys(tuple(name.split("/")[:3]) for name in names))
+    suite = {f"{op_pass}/{problem}/bf16" for op_pass, problem in default_rows()}
+    found = dict.fromkeys(tuple(name.split("/")[:3]) for name in names)
+    return sorted(found, key=lambda row: "/".join(row) not in suite)
 
 
-def measure(op_pass, text, dtype, device):
-    """One row, or None where PyTorch has no such pass or dtype."""
+def obstacle(op_pass, text, dtype, mode, compile_all):
+    """Why there is no such row, "" if there is one."""
     if dtype not in DTYPES:
-        return None
-    built = build(op_pass, common.parse_problem(text), Maker(device, DTYPES[dtype]))
-    if built is None:
-        return None
-    make_set, run, flops = built
-    cold, warm, spread = common.time_call(make_set, run, device)
-    one = make_set()
-    moved = common.tensor_bytes(one) + common.tensor_bytes(common.flat_list(run(one)))
-    return common.row(f"{op_pass}/{text}/{dtype}/torch", cold, "us", cold_us=cold * 1e6, warm_us=warm * 1e6,
-                      spread_pct=spread, gbps=moved / cold * 1e-9, tflops=flops / cold * 1e-12, **VOID)
+        return f"{dtype} is not timed"
+    try:
+        one = ops.build(op_pass, common.parse_problem(text), ops.Maker("cpu", DTYPES[dtype]))
+    except ops.NoCounterpart as reason:
+        return f"PyTorch has no counterpart: {reason}"
+    library = mode == "torch_compile" and one.library and not compile_all
+    return "compiled, it is the same library call (--compile-all)" if library else ""
 
 
 def main():
@@ -242,22 +273,34 @@ def main():
     parser.add_argument("--like", help="layers.json whose rows to time (default: the peers suite)")
     parser.add_argument("--filter", default="", help="only rows whose name matches this regular expression")
     parser.add_argument("--dtype", default="bf16", help="of the default suite: bf16, fp32 or both with a comma")
+    parser.add_argument("--modes", default=",".join(MODES), help="torch, torch_compile or both with a comma")
+    parser.add_argument("--compile-all", action="store_true", help="convolutions and linear compiled as well")
+    parser.add_argument("--compile-limit", type=float, default=60, metavar="S", help="seconds a row may compile")
+    parser.add_argument("--compile-budget", type=float, default=180, metavar="S", help="seconds for all of them")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", help="JSON file to write (default: standard output)")
     args = parser.parse_args()
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    unknown = set(args.modes.split(",")) - set(MODES)
+    if unknown:
+        parser.error(f"unknown mode {', '.join(sorted(unknown))}; known: {', '.join(MODES)}")
+    settings()
     suite = [(op_pass, text, dtype) for dtype in args.dtype.split(",") for op_pass, text in default_rows()]
-    wanted = rows_like(args.like) if args.like else suite
-    rows = []
-    for op_pass, text, dtype in wanted:
-        if not re.search(args.filter, f"{op_pass}/{text}/{dtype}"):
+    wanted = [(*row, mode) for row in (rows_like(args.like) if args.like else suite) for mode in args.modes.split(",")]
+    rows, left_out, compiler = [], {}, Compiler(args.compile_limit, args.compile_budget)
+    for row in wanted:
+        name = "/".join(row)
+        if not re.search(args.filter, name):
             continue
-        entry = measure(op_pass, text, dtype, args.device)
-        if entry:
-            rows.append(entry)
-            print(f"{entry['name']:80s} cold {entry['cold_us']:9.1f} us  warm {entry['warm_us']:9.1f} us",
-                  file=sys.stderr)
+        reason = obstacle(*row, args.compile_all)
+        entry = None if reason else measure(*row, args.device, compiler)
+        if entry is None:
+            left_out.setdefault(reason or compiler.skipped[-1], []).append(name)
+            continue
+        rows.append(entry)
+        print(f"{name:80s} {entry['error_message']}" if "error_message" in entry else
+              f"{name:80s} cold {entry['cold_us']:9.1f} us  warm {entry['warm_us']:9.1f} us", file=sys.stderr)
+    for reason, names in left_out.items():
+        print(f"left out, {reason}:\n  " + "\n  ".join(names), file=sys.stderr)
     common.write_results(args.out, common.context(args.device), rows)
 
 

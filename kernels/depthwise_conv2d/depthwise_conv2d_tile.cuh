@@ -81,7 +81,7 @@ inline int depthwise_rows_of_config(std::string_view config) {
 inline std::vector<std::string> depthwise_configs(int height) {
   std::vector<std::string> configs;
   for (const int rows : {32, 16, 8, 4, 2}) {
-    if (rows < 2 * height) configs.push_back("p" + std::to_string(rows));
+    if (rows < 2 * height) configs.push_back(std::string("p").append(std::to_string(rows)));
   }
   return configs;
 }

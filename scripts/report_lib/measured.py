@@ -5,7 +5,8 @@ import statistics
 from .inputs import number
 from .rows import TORCH, VENDORS, fields, good, is_peer, technique
 
-VENDOR_NAMES = {"cudnn": "cuDNN", "cublas": "cuBLAS", "torch": "PyTorch", "torch_compile": "torch.compile"}
+VENDOR_NAMES = {"cudnn": "cuDNN", "cublas": "cuBLAS", "torch": "PyTorch", "torch_compile": "torch.compile",
+                "torch_autotune": "torch.compile max-autotune"}
 
 
 @dataclasses.dataclass

@@ -3,7 +3,7 @@ import math
 import statistics
 
 VENDORS = ("cudnn", "cublas")
-TORCH = ("torch", "torch_compile")
+TORCH = ("torch", "torch_compile", "torch_autotune")
 PEERS = VENDORS + TORCH
 
 

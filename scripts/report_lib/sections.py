@@ -209,7 +209,8 @@ def layer_section(machines, drawings, failed):
 
 
 # --- epochs --------------------------------------------------------------------------------------------------------
-WHAT = {"epoch_train": "training", "epoch_infer": "inference"}
+WHAT = {"epoch_train": "training", "epoch_infer": "inference", "predict": "inference from host memory",
+        "latency_b1": "one image at a time"}
 
 
 def epoch_section(machines):

@@ -28,15 +28,21 @@ Tolerance tolerance_for(const TensorSpec& spec, DType compute, FillMode mode, bo
     // The bound is for terms of about 1; products of the exact data's integers go up to 9.
     const double term = mode == FillMode::kExact ? 9 : 1;
     t.absolute = kFp32Rounding * (4 * spec.terms + 32) * spec.magnitude * term;
-    t.relative = rounding;
+    // A sum that ends far out had partial sums of its size all the way: their roundings add up like a walk.
+    t.relative = rounding + kFp32Rounding * 2 * std::sqrt(spec.terms);
+    t.norm = 0.5 * t.absolute + rounding * rms;
   } else {
     const double growth = kFp32Rounding * (16 * std::sqrt(spec.terms) + 32);
     t.absolute = growth * spec.magnitude * rms;
     t.relative = growth + rounding;
     t.outliers = static_cast<long long>(kKinks * static_cast<double>(spec.elements()));
+    t.norm = 0.5 * t.absolute + t.relative * rms;
   }
-  if (compute == DType::kTF32) t.absolute += kTf32Rounding * 8 * std::sqrt(spec.terms) * spec.magnitude;
-  t.norm = 0.5 * t.absolute + t.relative * rms;
+  if (compute == DType::kTF32) {
+    const double tf32 = kTf32Rounding * 8 * std::sqrt(spec.terms) * spec.magnitude;
+    t.absolute += tf32;
+    t.norm += 0.5 * tf32;
+  }
   return t;
 }
 

@@ -4,11 +4,13 @@
 // judge's value rounded once to the output's type. Everything else is bounded, with e = 2^-24 (fp32 rounding)
 // and u = the output type's rounding (2^-8 relative for bf16, 2^-24 for fp32):
 //
-//   kSum   |got - want| <= e * (4 T + 32) * magnitude + u * |want|       T terms of unit normal data: a
-//   sequential
-//          sum's error is about 0.2 e T, five times that in a million elements
+//   kSum   |got - want| <= e * (4 T + 32) * magnitude + (u + 2 e sqrt(T)) * |want|
+//          T terms of unit normal data: a sequential sum's error is about 0.2 e T, five times that in a
+//          million elements; a sum that ends at w had partial sums of about w k / T on its way, whose
+//          roundings walk to 0.33 e sqrt(T) |w|
 //   kReal  |got - want| <= (e * (16 sqrt(T) + 32) + u) * |want| + e * (16 sqrt(T) + 32) * magnitude *
-//   rms(want) norm   sqrt(sum (got - want)^2) within the same with rms(want) for |want| and half the first
+//   rms(want)
+//   norm   sqrt(sum (got - want)^2) within the same with rms(want) for |want| and half the first
 //   term
 //
 // kMask: to the bit, against the same run's y (compare_tensors).
