@@ -136,17 +136,18 @@ Profiled train(const NetworkDescription& network, const DataPair& data, const De
   return run;
 }
 
+// Steps, and copies between them, add up to the time that something ran, but for what ran at the same time:
+// in two steps it is in both, in two kernels of one step it is in that step once.
 void expect_sums(const ProfileReport& report) {
   const StepProfile& p = report.profile;
-  double phases = p.upload_us - p.overlap_us;
-  for (const ReportSum& sum : report.phases) phases += sum.us;
-  EXPECT_NEAR(phases, p.busy_us, 1e-6 * p.busy_us);
-  for (const auto* sums : {&report.layers, &report.passes, &report.bounds}) {
-    double all = p.upload_us - p.overlap_us;
+  const double slack = 1e-6 * p.busy_us;
+  for (const auto* sums : {&report.phases, &report.layers, &report.passes, &report.bounds}) {
+    double all = p.upload_us;
     int steps = 0;
     for (const ReportSum& sum : *sums) all += sum.us, steps += sum.steps;
-    EXPECT_NEAR(all, p.busy_us, 1e-6 * p.busy_us);
-    EXPECT_EQ(steps, static_cast<int>(p.steps.size()));
+    EXPECT_GE(all, p.busy_us - slack);
+    EXPECT_LE(all, p.busy_us + p.overlap_us + slack);
+    if (sums != &report.phases) EXPECT_EQ(steps, static_cast<int>(p.steps.size()));
   }
 }
 

@@ -27,6 +27,7 @@ from torch._inductor import config as inductor_config
 import common
 import torch_layers_ops as ops
 import torch_layers_reference
+from torch_layers_pass import Maker, NoCounterpart
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MODES = ("torch", "torch_compile")
@@ -66,8 +67,9 @@ def error_of(got, wanted):
         return math.inf
     if not wanted.is_floating_point():
         return 0.0 if torch.equal(got.to(wanted), wanted) else math.inf
-    difference = (got.detach().to(wanted.device, wanted.dtype) - wanted).norm().item()
-    return difference / max(wanted.norm().item(), 1e-30) if difference else 0.0
+    norm = lambda x: torch.linalg.vector_norm(x, dtype=torch.float64).item()
+    difference = norm(got.detach().to(wanted.device, wanted.dtype) - wanted)
+    return difference / max(norm(wanted), 1e-30) if difference else 0.0
 
 
 def require_same(got, wanted, dtype, what):
@@ -93,7 +95,7 @@ def outputs_of(one, function, inputs):
 
 def check_small(op_pass, p, dtype, device, choice):
     """The eager call, or one of its choices, against float64 on the CPU."""
-    one = ops.build(op_pass, small(ops.split_name(op_pass)[0], p), ops.Maker(device, DTYPES[dtype]))
+    one = ops.build(op_pass, small(ops.split_name(op_pass)[0], p), Maker(device, DTYPES[dtype]))
     function = one.choices[choice] if choice else one.run
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
@@ -137,7 +139,9 @@ class Compiler:
             self.skipped.append("the compile budget is spent")
             return None
         torch._dynamo.reset()  # else its limit of recompilations is met after a few rows
-        function = torch.compile(one.compiled or one.run, mode=COMPILE_MODE, dynamic=False, fullgraph=True)
+        target = one.compiled or one.run
+        function = torch.compile(lambda *inputs: target(*inputs),  # not F.relu itself: PyTorch's own are not traced
+                                 mode=COMPILE_MODE, dynamic=False, fullgraph=True)
 
         def stop(*_):
             raise TooLong
@@ -206,7 +210,7 @@ def measure(op_pass, text, dtype, mode, device, compiler):
     name = f"{op_pass}/{text}/{dtype}/{mode}"
     torch.manual_seed(zlib.crc32(name.encode()))
     p = common.parse_problem(text)
-    one = ops.build(op_pass, p, ops.Maker(device, DTYPES[dtype]))
+    one = ops.build(op_pass, p, Maker(device, DTYPES[dtype]))
     try:
         if mode == "torch":
             return eager_row(name, op_pass, p, one, dtype, device)
@@ -261,8 +265,8 @@ def obstacle(op_pass, text, dtype, mode, compile_all):
     if dtype not in DTYPES:
         return f"{dtype} is not timed"
     try:
-        one = ops.build(op_pass, common.parse_problem(text), ops.Maker("cpu", DTYPES[dtype]))
-    except ops.NoCounterpart as reason:
+        one = ops.build(op_pass, common.parse_problem(text), Maker("cpu", DTYPES[dtype]))
+    except NoCounterpart as reason:
         return f"PyTorch has no counterpart: {reason}"
     library = mode == "torch_compile" and one.library and not compile_all
     return "compiled, it is the same library call (--compile-all)" if library else ""

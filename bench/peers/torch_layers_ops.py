@@ -7,88 +7,14 @@ Bytes are kiln's compulsory ones, so that `gbps` of a row compares with bench_la
 has no counterpart of raises NoCounterpart with the reason.
 """
 
-import dataclasses
-import typing
-
 import torch
 import torch.nn.functional as F
 
-LR, ADAM_STEP = 0.125, 6  # kiln's step state in the same rows
+import torch_layers_steps as steps
+from torch_layers_pass import NoCounterpart, Pass
+
 ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
 ACTIVATION_FLOPS = {"relu": (1, 1), "relu6": (2, 2), "gelu": (5, 10), "silu": (4, 7)}  # fwd, bwd
-
-
-class NoCounterpart(Exception):
-    pass
-
-
-class Maker:
-    """Makes tensors on the device; nhwc() gives channels-last ones."""
-
-    def __init__(self, device, dtype):
-        self.device, self.dtype = device, dtype
-        self.size = torch.finfo(dtype).bits // 8
-
-    def nhwc(self, n, c, h, w, scale=1.0):
-        x = scale * torch.randn(n, c, h, w, device=self.device)
-        return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-
-    def flat(self, *shape, dtype=None):
-        return torch.randn(*shape, device=self.device).to(dtype or self.dtype)
-
-    def positive(self, *shape):
-        return 0.5 + torch.rand(*shape, device=self.device)
-
-
-@dataclasses.dataclass
-class Pass:
-    """A pass on one problem. `run` of a backward pass is its forward: it gets all inputs but the last, dy."""
-    inputs: typing.Callable  # () -> tuple of tensors (or None where one is absent)
-    run: typing.Callable
-    flops: float
-    bytes: float
-    kind: str = "fwd"  # fwd; train: a forward that keeps what backward needs; bwd; fwd_bwd
-    wanted: tuple = ()  # positions of the inputs that need gradients: the outputs of a bwd, in this order
-    mutated: tuple = ()  # positions of the inputs that are outputs as well
-    compiled: typing.Callable = None  # what torch.compile gets, where it is not `run`
-    library: bool = False  # a convolution or product: inductor calls the same library as eager
-    choices: dict = None  # {name: run}: ways in eager, of which the fastest counts
-    prepare: typing.Callable = None  # eager: inputs -> call, where an object holds state beside the inputs
-
-    def call(self, function, inputs):
-        """What is timed: () -> list of outputs."""
-        for position in self.wanted:
-            inputs[position].requires_grad_()
-        leaves = [inputs[position] for position in self.wanted]
-        if self.kind == "bwd":
-            y = function(*inputs[:-1])
-            return lambda: list(torch.autograd.grad(y, leaves, inputs[-1], retain_graph=True))
-        if self.kind == "fwd_bwd":
-
-            def both():
-                y = function(*inputs[:-1])
-                return [y.detach(), *torch.autograd.grad(y, leaves, inputs[-1])]
-
-            return both
-        if function is self.run and self.prepare:
-            return self.prepare(inputs)
-        return lambda: _outputs(function(*inputs))
-
-    def bound(self, function):
-        """(make_set, run) for common.time_call: a set is the inputs and, last, the call on them."""
-
-        def make_set():
-            inputs = self.inputs()
-            return (*inputs, self.call(function, inputs))
-
-        return make_set, lambda one: one[-1]()
-
-
-def _outputs(result):
-    if result is None:
-        return []
-    return list(result) if isinstance(result, (tuple, list)) else [result]
-
 
 # --- products ------------------------------------------------------------------------------------------------
 
@@ -271,137 +197,6 @@ def global_max_pool_pass(p, make, which):
                     (pixels + outputs) * make.size + 4 * outputs * saved, saves=saved, choices=choices)
 
 
-# --- optimizers, augmentation --------------------------------------------------------------------------------
-
-
-def _clip_factor(p, norm):
-    return torch.clamp(p["clip"] / (norm + 1e-6), max=1.0)
-
-
-def _optimizer_parts(p):
-    """(begin, end, weight decay) of the slab's parameter groups: the decayed part and the rest."""
-    cut = p.get("d", 0) if p.get("wd") else 0
-    return [part for part in ((0, cut, p.get("wd", 0.0)), (cut, p["n"], 0.0)) if part[0] < part[1]]
-
-
-def _decayed_gradient(p, grad, norm, param):
-    grad = grad * _clip_factor(p, norm) if p.get("clip") else grad
-    return grad, p.get("wd", 0.0), p.get("d", 0) if p.get("wd") else 0
-
-
-def optimizer_pass(op, p, make):
-    n, low, momentum = p["n"], make.dtype != torch.float32, p.get("m", 0.0)
-
-    def inputs():
-        grad, param, first = (torch.randn(n, device=make.device) for _ in range(3))
-        norm = torch.linalg.vector_norm(grad).reshape(1) if p.get("clip") else None
-        second = make.positive(n) if op == "adamw" else None
-        step = torch.full((), float(ADAM_STEP), device=make.device)
-        return grad, norm, param, first, second, step, param.to(make.dtype) if low else None
-
-    def prepare(tensors):
-        grad, norm, param, first, second, step, copy = tensors
-        groups, states = [], []
-        for begin, end, decay in _optimizer_parts(p):
-            view = param[begin:end]
-            view.grad = grad[begin:end]
-            groups.append({"params": [view], "weight_decay": decay})
-            states.append({"momentum_buffer": first[begin:end]} if op == "sgd" else {
-                "step": step if begin == 0 else step.clone(), "exp_avg": first[begin:end],
-                "exp_avg_sq": second[begin:end]})
-        if op == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=LR, momentum=momentum, nesterov=bool(p.get("nesterov")), fused=True)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=LR, betas=(p.get("ba", 0.9), p.get("bb", 0.999)),
-                                          eps=p.get("eps", 1e-8), fused=True, capturable=make.device == "cuda")
-        for group, state in zip(groups, states):
-            optimizer.state[group["params"][0]] = state
-
-        def call():
-            if p.get("clip"):
-                grad.mul_(_clip_factor(p, norm))
-            optimizer.step()
-            if low:
-                copy.copy_(param)
-            return []
-
-        return call
-
-    def sgd(grad, norm, param, first, second, step, copy):
-        grad, decay, cut = _decayed_gradient(p, grad, norm, param)
-        if cut:
-            grad = torch.cat([grad[:cut] + decay * param[:cut], grad[cut:]]) if cut < n else grad + decay * param
-        if momentum:
-            velocity = momentum * first + grad
-            first.copy_(velocity)
-            grad = grad + momentum * velocity if p.get("nesterov") else velocity
-        param.sub_(LR * grad)
-        if low:
-            copy.copy_(param)
-
-    def adamw(grad, norm, param, first, second, step, copy):
-        grad, decay, cut = _decayed_gradient(p, grad, norm, param)
-        (b1, b2), t = (p.get("ba", 0.9), p.get("bb", 0.999)), step + 1
-        kept = 1 - LR * decay if cut else 1.0
-        old = torch.cat([param[:cut] * kept, param[cut:]]) if 0 < cut < n else param * kept
-        m, v = b1 * first + (1 - b1) * grad, b2 * second + (1 - b2) * grad * grad
-        new = old - LR * (m / (1 - b1 ** t)) / ((v / (1 - b2 ** t)).sqrt() + p.get("eps", 1e-8))
-        first.copy_(m), second.copy_(v), step.copy_(t), param.copy_(new)
-        if low:
-            copy.copy_(new)
-
-    formula = sgd if op == "sgd" else adamw
-    moved = 32 + 4 * n + 4 * bool(p.get("clip")) + 8 * n * (2 if op == "sgd" else 3) + n * make.size * low
-    # Without momentum PyTorch's SGD keeps no velocity.
-    outputs = (2,) + ((3, 4) if op == "adamw" else (3,) if momentum else ()) + ((6,) if low else ())
-    return Pass(inputs, formula, (6 if op == "sgd" else 14) * n, moved, mutated=outputs, prepare=prepare)
-
-
-def grad_norm_pass(p, make):
-    if make.dtype != torch.float32:
-        raise NoCounterpart("fp32 only")
-    return Pass(lambda: (make.flat(p["n"]),), torch.linalg.vector_norm, 2 * p["n"], 4 * p["n"] + 4)
-
-
-def augment_pass(p, make):
-    """Draws, gathers, crops, flips, cuts, normalises and converts; the draws are outputs too, for the check."""
-    n, h, w, c, pad, cut = p["n"], p["h"], p["w"], p["c"], p.get("pad", 0), p.get("cut", 0)
-    padded, m, device = p.get("cs", c), p["m"], make.device
-
-    def inputs():
-        images = torch.randint(256, (m, h, w, c), device=device, dtype=torch.uint8)
-        return (images, torch.randint(10, (m,), device=device, dtype=torch.int32), torch.randperm(m, device=device),
-                0.4 + 0.1 * torch.rand(c, device=device), 0.2 + 0.1 * torch.rand(c, device=device))
-
-    def run(images, labels, order, mean, std):
-        index, draws = order[:n], []
-        rows, columns = (torch.arange(size, device=device).expand(n, size) for size in (h, w))
-        if p.get("flip"):
-            flip = torch.rand(n, 1, device=device) < 0.5
-            columns = torch.where(flip, w - 1 - columns, columns)
-            draws.append(flip)
-        if pad:
-            offset = torch.randint(-pad, pad + 1, (2, n, 1), device=device)
-            rows, columns = rows + offset[0], columns + offset[1]
-            draws.append(offset)
-        pixels = images[index[:, None, None], rows.clamp(0, h - 1)[:, :, None], columns.clamp(0, w - 1)[:, None, :]]
-        y = (pixels - 255 * mean) * (1 / (255 * std))
-        if pad:
-            inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
-            y = torch.where(inside[..., None], y, 0.0)
-        if cut:
-            first = torch.stack([torch.randint(size, (n,), device=device) for size in (h, w)]) - cut // 2
-            in_rows, in_columns = ((torch.arange(size, device=device) - first[i][:, None]) for i, size in enumerate((h, w)))
-            hole = ((in_rows >= 0) & (in_rows < cut))[:, :, None] & ((in_columns >= 0) & (in_columns < cut))[:, None, :]
-            y = y.masked_fill(hole[..., None], 0.0)
-            draws.append(first)
-        y = y.to(make.dtype)
-        return [F.pad(y, (0, padded - c)) if padded > c else y, labels[index], *draws]
-
-    moved = n * h * w * c + n * h * w * padded * make.size + 12 * n + 8 * c + 32
-    return Pass(inputs, run, 3 * n * h * w * c, moved)
-
-
 # --- by name -------------------------------------------------------------------------------------------------
 
 BUILDERS = {
@@ -415,10 +210,10 @@ BUILDERS = {
     "global_avg_pool": (("fwd", "bwd"), global_avg_pool_pass),
     "global_max_pool": (("fwd", "bwd"), global_max_pool_pass),
     "add": (("fwd", "bwd"), add_pass),
-    "sgd": (("step",), lambda p, make, which: optimizer_pass("sgd", p, make)),
-    "adamw": (("step",), lambda p, make, which: optimizer_pass("adamw", p, make)),
-    "grad_norm": (("fwd",), lambda p, make, which: grad_norm_pass(p, make)),
-    "augment": (("fwd",), lambda p, make, which: augment_pass(p, make)),
+    "sgd": (("step",), lambda p, make, which: steps.optimizer_pass("sgd", p, make)),
+    "adamw": (("step",), lambda p, make, which: steps.optimizer_pass("adamw", p, make)),
+    "grad_norm": (("fwd",), lambda p, make, which: steps.grad_norm_pass(p, make)),
+    "augment": (("fwd",), lambda p, make, which: steps.augment_pass(p, make)),
 }
 for _name in ACTIVATIONS:
     BUILDERS[_name] = (("fwd", "bwd"),

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import torch_layers_ops as ops
+from torch_layers_steps import LR
 
 
 def _activate(name, x):
@@ -77,13 +78,13 @@ def _optimizer(op, p, grad, norm, param, first, second, step, copy):
         momentum = p.get("m", 0.0)
         grad = grad + decay * param
         first = momentum * first + grad
-        param = param - ops.LR * (grad + momentum * first if p.get("nesterov") else first)
+        param = param - LR * (grad + momentum * first if p.get("nesterov") else first)
         outputs = [param, first] if momentum else [param]
     else:
         b1, b2, t = p.get("ba", 0.9), p.get("bb", 0.999), step.item() + 1
         first, second = b1 * first + (1 - b1) * grad, b2 * second + (1 - b2) * grad * grad
-        param = param * (1 - ops.LR * decay)
-        param = param - ops.LR * (first / (1 - b1 ** t)) / ((second / (1 - b2 ** t)).sqrt() + p.get("eps", 1e-8))
+        param = param * (1 - LR * decay)
+        param = param - LR * (first / (1 - b1 ** t)) / ((second / (1 - b2 ** t)).sqrt() + p.get("eps", 1e-8))
         outputs = [param, first, second]
     return outputs + [param] * (copy is not None)
 
@@ -130,9 +131,10 @@ def reference(op_pass, p, inputs, got):
     if op == "batchnorm":
         return _batchnorm_outputs(p, which, inputs)
     forward = {"max_pool2d": lambda x: _windows(x, p, -math.inf).max(-1).values,
-               "avg_pool2d": lambda x: _windows(x, p, 0.0).mean(-1),
+               "avg_pool2d": lambda x: _windows(x, p, 0.0).sum(-1) / math.prod(p["r"]),
                "global_max_pool": lambda x: x.flatten(2).max(-1).values[..., None, None],
-               "global_avg_pool": lambda x: x.flatten(2).mean(-1)[..., None, None]}.get(op, lambda x: _activate(op, x))
+               "global_avg_pool": lambda x: x.flatten(2).sum(-1)[..., None, None] / (p["h"] * p["w"])}
+    forward = forward.get(op, lambda x: _activate(op, x))
     if which == "fwd":
         return [forward(inputs[0])]
     x = inputs[0].requires_grad_()
