@@ -21,33 +21,6 @@ constexpr int kGradientRows = 2;  // rows in flight, of x and of dy, in the last
 constexpr int kMergeLanes = 8;    // channels of a merge block: a 32-byte sector
 constexpr int kMergeRows = kTileThreads / kMergeLanes;
 
-template <class Gate, class T, int V, bool kFull>
-__device__ __forceinline__ void sum_rows(const T* __restrict__ dy, const T* __restrict__ x,
-                                         const MaskWalk& mask, ptrdiff_t step, int left,
-                                         const Channels<V>& ch, const BatchnormActivation& activation,
-                                         float (&sum_g)[V], float (&sum_gd)[V]) {
-  constexpr int kRows = Gate::kSumRows;
-  Vec<T, V> dy_rows[kRows], x_rows[kRows];
-  unsigned bits[kRows] = {};
-  load_rows<T, V, kRows, kFull>(dy, step, left, dy_rows);
-  load_rows<T, V, kRows, kFull>(x, step, left, x_rows);
-  load_bits<Gate, kRows, kFull>(mask, left, bits);
-#pragma unroll
-  for (int u = 0; u < kRows; ++u) {
-    if (kFull || u < left) {
-      float d[V], g[V];
-#pragma unroll
-      for (int v = 0; v < V; ++v) d[v] = batchnorm_centre(x_rows[u][v], ch.mean[v]);
-      gate<Gate>(dy_rows[u], d, bits[u], ch, activation, g);
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        sum_g[v] += g[v];
-        sum_gd[v] += g[v] * d[v];
-      }
-    }
-  }
-}
-
 // Adds up both sums of all threads of a lane into the one with row 0.
 template <int V>
 __device__ __forceinline__ void add_block(float (&sum_g)[V], float (&sum_gd)[V], const BatchnormTile& tile,
@@ -99,15 +72,22 @@ __global__ __launch_bounds__(kTileThreads, kSumBlocks) void batchnorm_bwd_two_pa
     MaskWalk bits = MaskWalk::begin<Gate, V>(mask, tile, s, 0, 1);
     const ptrdiff_t step = static_cast<ptrdiff_t>(s.step);
     size_t at = s.first;
+    const auto rows_at = [&](auto full, int left) {
+      constexpr bool kFull = decltype(full)::value;
+      Vec<T, V> dy_rows[kRows], x_rows[kRows];
+      unsigned row_bits[kRows] = {};
+      load_rows<T, V, kRows, kFull>(dy + at, step, left, dy_rows);
+      load_rows<T, V, kRows, kFull>(x + at, step, left, x_rows);
+      load_bits<Gate, kRows, kFull>(bits, left, row_bits);
+      sum_rows<Gate, kRows, kFull>(dy_rows, x_rows, row_bits, left, ch, activation, sum_g, sum_gd);
+    };
     int left = s.count;
     for (; left >= kRows; left -= kRows) {
-      sum_rows<Gate, T, V, true>(dy + at, x + at, bits, step, left, ch, activation, sum_g, sum_gd);
+      rows_at(std::true_type{}, left);
       at += kRows * s.step;
       bits.advance(kRows);
     }
-    if (left > 0) {
-      sum_rows<Gate, T, V, false>(dy + at, x + at, bits, step, left, ch, activation, sum_g, sum_gd);
-    }
+    if (left > 0) rows_at(std::false_type{}, left);
   }
   add_block(sum_g, sum_gd, tile, s.row);
   if (s.row == 0 && s.count > 0) {
@@ -149,36 +129,6 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_merge_ker
   }
 }
 
-template <class Gate, class T, int V, bool kFull>
-__device__ __forceinline__ void gradient_rows(const T* __restrict__ dy, const T* __restrict__ x,
-                                              const MaskWalk& mask, T* __restrict__ dx,
-                                              T* __restrict__ dresidual, ptrdiff_t step, int left,
-                                              const Channels<V>& ch, const float (&mean_g)[V],
-                                              const float (&slope)[V],
-                                              const BatchnormActivation& activation) {
-  Vec<T, V> dy_rows[kGradientRows], x_rows[kGradientRows];
-  unsigned bits[kGradientRows] = {};
-  load_rows<T, V, kGradientRows, kFull>(dy, step, left, dy_rows);
-  load_rows<T, V, kGradientRows, kFull>(x, step, left, x_rows);
-  load_bits<Gate, kGradientRows, kFull>(mask, left, bits);
-#pragma unroll
-  for (int u = 0; u < kGradientRows; ++u) {
-    if (kFull || u < left) {
-      float d[V], g[V];
-#pragma unroll
-      for (int v = 0; v < V; ++v) d[v] = batchnorm_centre(x_rows[u][v], ch.mean[v]);
-      gate<Gate>(dy_rows[u], d, bits[u], ch, activation, g);
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        x_rows[u].set(v, ch.scale[v] * (g[v] - mean_g[v] - d[v] * slope[v]));
-        if constexpr (Gate::kMasked) dy_rows[u].set(v, g[v]);
-      }
-      x_rows[u].store(dx + u * step);
-      if constexpr (Gate::kMasked) dy_rows[u].store(dresidual + u * step);
-    }
-  }
-}
-
 template <class Gate, class T, int V>
 __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_gradient_kernel(
     const T* __restrict__ dy,                // [M,C]
@@ -211,9 +161,15 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_gradient_
   size_t at = s.first + static_cast<size_t>(s.count - 1) * s.step;
   const ptrdiff_t step = -static_cast<ptrdiff_t>(s.step);
   const auto rows_at = [&](auto full, int left) {
-    gradient_rows<Gate, T, V, decltype(full)::value>(dy + at, x + at, bits, dx + at,
-                                                     Gate::kMasked ? dresidual + at : nullptr, step, left, ch,
-                                                     mean_g, slope, activation);
+    constexpr bool kFull = decltype(full)::value;
+    Vec<T, V> dy_rows[kGradientRows], x_rows[kGradientRows];
+    unsigned row_bits[kGradientRows] = {};
+    load_rows<T, V, kGradientRows, kFull>(dy + at, step, left, dy_rows);
+    load_rows<T, V, kGradientRows, kFull>(x + at, step, left, x_rows);
+    load_bits<Gate, kGradientRows, kFull>(bits, left, row_bits);
+    gradient_rows<Gate, kGradientRows, kFull, Store::kPlain>(dy_rows, x_rows, row_bits, dx + at,
+                                                             Gate::kMasked ? dresidual + at : nullptr, step,
+                                                             left, ch, mean_g, slope, activation);
   };
   int left = s.count;
   for (; left >= kGradientRows; left -= kGradientRows) {

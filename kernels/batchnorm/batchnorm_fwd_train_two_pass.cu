@@ -9,6 +9,7 @@
 // are of x - x[0,c], so that a mean far larger than the deviation costs no digits. Workspace: mean and M2,
 // [chunks,2,C] fp32. Needs 16-byte aligned tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include "kernels/batchnorm/batchnorm_math.h"
+#include "kernels/batchnorm/batchnorm_moments.cuh"
 #include "kernels/batchnorm/batchnorm_tile.cuh"
 #include "kernels/common/check.h"
 
@@ -20,55 +21,12 @@ constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int kMergeLanes = 8;  // channels of a merge block: a 32-byte sector
 constexpr int kMergeRows = kTileThreads / kMergeLanes;
 
-template <int V>
-struct Moments {
-  float count;
-  float mean[V], m2[V];
-
-  __device__ __forceinline__ void clear() {
-    count = 0.0f;
-#pragma unroll
-    for (int v = 0; v < V; ++v) mean[v] = m2[v] = 0.0f;
-  }
-  // Factors of merging `more` values in: the new mean moves by delta * fraction, M2 grows by delta^2 *
-  // weight.
-  __device__ __forceinline__ void grow(float more, float& fraction, float& weight) {
-    const float total = count + more;
-    fraction = more / total;
-    weight = count * fraction;
-    count = total;
-  }
-  __device__ __forceinline__ void merge(int v, float fraction, float weight, float mean_b, float m2_b) {
-    const float delta = mean_b - mean[v];
-    mean[v] += delta * fraction;
-    m2[v] += m2_b + delta * weight * delta;
-  }
-};
-
 template <class T, int V, bool kFull>
 __device__ __forceinline__ void add_rows(Moments<V>& moments, const T* __restrict__ x, ptrdiff_t step,
                                          int left, const float (&pivot)[V]) {
   Vec<T, V> rows[kRows];
   load_rows<T, V, kRows, kFull>(x, step, left, rows);
-  const float rows_f = kFull ? static_cast<float>(kRows) : static_cast<float>(left);
-  const float inverse = 1.0f / rows_f;
-  float fraction, weight;
-  moments.grow(rows_f, fraction, weight);
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    float sum = 0.0f, m2 = 0.0f;
-#pragma unroll
-    for (int u = 0; u < kRows; ++u) {
-      if (kFull || u < left) sum += rows[u][v] - pivot[v];
-    }
-    const float mean = sum * inverse;
-#pragma unroll
-    for (int u = 0; u < kRows; ++u) {
-      const float d = (rows[u][v] - pivot[v]) - mean;
-      if (kFull || u < left) m2 += d * d;
-    }
-    moments.merge(v, fraction, weight, mean, m2);
-  }
+  moments.template add_rows<kRows, kFull>(rows, left, pivot);
 }
 
 // Merges the moments of all threads of a lane into the one with row 0.

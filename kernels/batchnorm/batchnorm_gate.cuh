@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/batchnorm/batchnorm_math.h"
+#include "kernels/batchnorm/batchnorm_stream.cuh"
 #include "kernels/batchnorm/batchnorm_tile.cuh"
 
 namespace kiln {
@@ -20,26 +21,6 @@ struct ByMask {
 struct BySlope {
   static constexpr bool kMasked = false, kSmooth = true;
   static constexpr int kSumRows = 2;
-};
-
-// What forward knew of a thread's channels.
-template <int V>
-struct Channels {
-  float mean[V], scale[V], beta[V];
-
-  __device__ __forceinline__ void load(const float* gamma, const float* beta_c, const float* saved_mean,
-                                       const float* saved_rstd, int channel) {
-    float rstd[V];
-    load_channels(saved_mean + channel, mean);
-    load_channels(gamma + channel, scale);
-    load_channels(beta_c + channel, beta);
-    load_channels(saved_rstd + channel, rstd);
-#pragma unroll
-    for (int v = 0; v < V; ++v) scale[v] = batchnorm_scale(scale[v], rstd[v]);
-  }
-  __device__ __forceinline__ float pre(int v, float centred) const {
-    return batchnorm_pre(centred, scale[v], beta[v]);
-  }
 };
 
 // A thread's way through the mask: `at` is the byte of its channels in the row at hand, `shift` their first
@@ -92,6 +73,55 @@ __device__ __forceinline__ void gate(const Vec<T, V>& dy, const float (&d)[V], u
   } else {
 #pragma unroll
     for (int v = 0; v < V; ++v) g[v] = dy[v] * silu_slope(ch.pre(v, d[v]));
+  }
+}
+
+// Adds g and g * d of kRows rows in registers to their sums, `left` of them unless kFull.
+template <class Gate, int kRows, bool kFull, class T, int V>
+__device__ __forceinline__ void sum_rows(const Vec<T, V>* dy_rows, const Vec<T, V>* x_rows,
+                                         const unsigned (&bits)[kRows], int left, const Channels<V>& ch,
+                                         const BatchnormActivation& activation, float (&sum_g)[V],
+                                         float (&sum_gd)[V]) {
+#pragma unroll
+  for (int u = 0; u < kRows; ++u) {
+    if (kFull || u < left) {
+      float d[V], g[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) d[v] = batchnorm_centre(x_rows[u][v], ch.mean[v]);
+      gate<Gate>(dy_rows[u], d, bits[u], ch, activation, g);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        sum_g[v] += g[v];
+        sum_gd[v] += g[v] * d[v];
+      }
+    }
+  }
+}
+
+// Stores dx and dresidual of kRows rows in registers, `step` elements apart. mean_g = dbeta/M, slope = rstd *
+// dgamma/M.
+template <class Gate, int kRows, bool kFull, Store kStore, class T, int V>
+__device__ __forceinline__ void gradient_rows(Vec<T, V>* dy_rows, Vec<T, V>* x_rows,
+                                              const unsigned (&bits)[kRows], T* __restrict__ dx,
+                                              T* __restrict__ dresidual, ptrdiff_t step, int left,
+                                              const Channels<V>& ch, const float (&mean_g)[V],
+                                              const float (&slope)[V],
+                                              const BatchnormActivation& activation) {
+#pragma unroll
+  for (int u = 0; u < kRows; ++u) {
+    if (kFull || u < left) {
+      float d[V], g[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) d[v] = batchnorm_centre(x_rows[u][v], ch.mean[v]);
+      gate<Gate>(dy_rows[u], d, bits[u], ch, activation, g);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        x_rows[u].set(v, ch.scale[v] * (g[v] - mean_g[v] - d[v] * slope[v]));
+        if constexpr (Gate::kMasked) dy_rows[u].set(v, g[v]);
+      }
+      store_row<kStore>(x_rows[u], dx + u * step);
+      if constexpr (Gate::kMasked) store_row<kStore>(dy_rows[u], dresidual + u * step);
+    }
   }
 }
 

@@ -108,6 +108,26 @@ __device__ __forceinline__ void load_rows(const T* __restrict__ from, ptrdiff_t 
   }
 }
 
+// What the normalisation needs of a thread's channels.
+template <int V>
+struct Channels {
+  float mean[V], scale[V], beta[V];
+
+  __device__ __forceinline__ void load(const float* gamma, const float* beta_c, const float* saved_mean,
+                                       const float* saved_rstd, int channel) {
+    float rstd[V];
+    load_channels(saved_mean + channel, mean);
+    load_channels(gamma + channel, scale);
+    load_channels(beta_c + channel, beta);
+    load_channels(saved_rstd + channel, rstd);
+#pragma unroll
+    for (int v = 0; v < V; ++v) scale[v] = batchnorm_scale(scale[v], rstd[v]);
+  }
+  __device__ __forceinline__ float pre(int v, float centred) const {
+    return batchnorm_pre(centred, scale[v], beta[v]);
+  }
+};
+
 // What follows the normalisation, as kernels take it.
 struct BatchnormActivation {
   BatchnormAct act;

@@ -7,100 +7,16 @@
 // meet by a shuffle. Channel counts that fill no vector go one channel a thread, those that fill no byte get
 // their mask from batchnorm_mask.h. No shared memory. Needs 16-byte aligned tensors (make_plan checks).
 // Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
+#include <type_traits>
+
+#include "kernels/batchnorm/batchnorm_epilogue.cuh"
 #include "kernels/batchnorm/batchnorm_mask.h"
-#include "kernels/batchnorm/batchnorm_math.h"
-#include "kernels/batchnorm/batchnorm_tile.cuh"
 #include "kernels/common/check.h"
 
 namespace kiln {
 namespace {
 
 constexpr int kBlocksPerMultiprocessor = 8;
-
-// What is behind the normalisation. The residual's rows are in flight beside x's.
-struct Clamped {
-  static constexpr bool kResidual = false, kSmooth = false;
-  static constexpr int kRows = 4;
-};
-struct ResidualClamped {
-  static constexpr bool kResidual = true, kSmooth = false;
-  static constexpr int kRows = 2;
-};
-struct Smooth {
-  static constexpr bool kResidual = false, kSmooth = true;
-  static constexpr int kRows = 2;
-};
-
-template <int V>
-struct Channels {
-  float mean[V], scale[V], beta[V];
-
-  __device__ __forceinline__ float pre(int v, float x) const {
-    return batchnorm_pre(batchnorm_centre(x, mean[v]), scale[v], beta[v]);
-  }
-};
-
-template <class Epilogue, int V>
-__device__ __forceinline__ void activate(float (&values)[V], const BatchnormActivation& activation) {
-  if constexpr (!Epilogue::kSmooth) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) values[v] = activation.clamp.activate(values[v]);
-  } else if (activation.act == BatchnormAct::kGelu) {  // one branch a row
-#pragma unroll
-    for (int v = 0; v < V; ++v) values[v] = gelu(values[v]);
-  } else {
-#pragma unroll
-    for (int v = 0; v < V; ++v) values[v] = silu(values[v]);
-  }
-}
-
-// Stores this thread's part of a mask byte, bits 0 to V-1 of `bits`, whose first channel is element `at`.
-template <int V>
-__device__ __forceinline__ void store_bits(unsigned bits, unsigned char* __restrict__ mask, size_t at) {
-  static_assert(V == 8 || V == 4, "a byte is one or two threads' work");
-  if constexpr (V == 4) {
-    // The pair own the same rows, so both are here. Thread indices are even where the byte begins.
-    const unsigned pair = 3u << (threadIdx.x % 32 & ~1u);
-    bits |= __shfl_xor_sync(pair, bits, 1) << 4;
-    if (threadIdx.x % 2) return;
-  }
-  mask[at / 8] = static_cast<unsigned char>(bits);
-}
-
-// Rows at, at + step, ... of one thread's channels; mask may be null.
-template <class Epilogue, class T, int V, bool kFull>
-__device__ __forceinline__ void normalise_rows(const T* __restrict__ x, const T* __restrict__ residual,
-                                               T* __restrict__ y, unsigned char* __restrict__ mask, size_t at,
-                                               ptrdiff_t step, int left, const Channels<V>& ch,
-                                               const BatchnormActivation& activation) {
-  constexpr int kRows = Epilogue::kRows;
-  Vec<T, V> rows[kRows], added[kRows];
-  load_rows<T, V, kRows, kFull>(x + at, step, left, rows);
-  if constexpr (Epilogue::kResidual) load_rows<T, V, kRows, kFull>(residual + at, step, left, added);
-#pragma unroll
-  for (int u = 0; u < kRows; ++u) {
-    if (kFull || u < left) {
-      float values[V];
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        values[v] = ch.pre(v, rows[u][v]);
-        if constexpr (Epilogue::kResidual) values[v] = batchnorm_join(values[v], added[u][v]);
-      }
-      activate<Epilogue>(values, activation);
-#pragma unroll
-      for (int v = 0; v < V; ++v) rows[u].set(v, values[v]);
-      rows[u].store(y + at + u * step);
-      if constexpr (Epilogue::kResidual && V > 1) {
-        if (mask) {  // of y as stored: bf16 may round it to the clamp's end
-          unsigned bits = 0;
-#pragma unroll
-          for (int v = 0; v < V; ++v) bits |= activation.clamp.passes(rows[u][v]) ? 1u << v : 0u;
-          store_bits<V>(bits, mask, at + u * step);
-        }
-      }
-    }
-  }
-}
 
 template <class Epilogue, class T, int V>
 __global__ __launch_bounds__(kTileThreads) void batchnorm_normalise_kernel(
@@ -129,14 +45,19 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_normalise_kernel(
   }
   size_t at = s.first + static_cast<size_t>(s.count - 1) * s.step;
   const ptrdiff_t step = -static_cast<ptrdiff_t>(s.step);
+  const auto rows_at = [&](auto full, int left) {
+    constexpr bool kFull = decltype(full)::value;
+    Vec<T, V> rows[kRows];
+    load_rows<T, V, kRows, kFull>(x + at, step, left, rows);
+    normalise_rows<Epilogue, kRows, kFull, Store::kPlain>(rows, residual, y, mask, at, step, left, ch,
+                                                          activation);
+  };
   int left = s.count;
   for (; left >= kRows; left -= kRows) {
-    normalise_rows<Epilogue, T, V, true>(x, residual, y, mask, at, step, left, ch, activation);
+    rows_at(std::true_type{}, left);
     at -= kRows * s.step;
   }
-  if (left > 0) {
-    normalise_rows<Epilogue, T, V, false>(x, residual, y, mask, at, step, left, ch, activation);
-  }
+  if (left > 0) rows_at(std::false_type{}, left);
 }
 
 template <class Epilogue, class T, int V>

@@ -58,6 +58,26 @@ CUtensorMap encode_tiled(const TiledMap<kRank>& map) {
 CUtensorMap make_tiled_map(const TiledMap<3>& map) { return encode_tiled(map); }
 CUtensorMap make_tiled_map(const TiledMap<4>& map) { return encode_tiled(map); }
 
+CUtensorMap make_dense_map(const DenseMap& map) {
+  static const auto encode = driver_function<decltype(cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
+  cuuint64_t sizes[4], strides[3];
+  cuuint32_t box[4];
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  for (int i = 0; i < 4; ++i) {
+    sizes[i] = map.sizes[i];
+    box[i] = map.box[i];
+    if (i > 0) strides[i - 1] = (i > 1 ? strides[i - 2] : map.element_bytes) * sizes[i - 1];
+  }
+  const auto type =
+      map.element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  CUtensorMap encoded;
+  check_encoded(encode(&encoded, type, 4, const_cast<void*>(map.base), sizes, strides, box, steps,
+                       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+                "cuTensorMapEncodeTiled");
+  return encoded;
+}
+
 CUtensorMap make_im2col_map(const Im2colMap& map) {
   static const auto encode = driver_function<decltype(cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
   const cuuint64_t pixel = map.channel_stride * kElementBytes;

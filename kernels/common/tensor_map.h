@@ -1,6 +1,6 @@
 // Tensor maps: the descriptors by which TMA finds a tensor. They hold the address, so they are made where
-// buffers are bound. All tensors are bf16; sizes are given innermost first; a box's inner extent is one
-// swizzle span.
+// buffers are bound. Sizes are given innermost first. All tensors are bf16 and a box's inner extent is one
+// swizzle span, but in a DenseMap.
 #pragma once
 
 #include <cuda.h>
@@ -21,6 +21,15 @@ struct TiledMap {
 };
 CUtensorMap make_tiled_map(const TiledMap<3>& map);
 CUtensorMap make_tiled_map(const TiledMap<4>& map);
+
+// A dense tensor, the box that one load copies as it is (no swizzle).
+struct DenseMap {
+  const void* base;               // 16-byte aligned
+  int element_bytes;              // 2 (bf16) or 4 (fp32)
+  std::array<uint64_t, 4> sizes;  // elements; those of dimension 0 are a multiple of 16 bytes
+  std::array<uint32_t, 4> box;    // elements, each at most 256; box[0] is a multiple of 16 bytes
+};
+CUtensorMap make_dense_map(const DenseMap& map);
 
 // The gathered map of a convolution. Pixel (q, p) of the sweep stands at (lower_w + q*stride_w,
 // lower_h + p*stride_h) of the tensor, as long as that is at most (w - 1 + upper_w, h - 1 + upper_h).

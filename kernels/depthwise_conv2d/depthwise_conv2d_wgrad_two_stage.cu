@@ -6,16 +6,15 @@
 // one dy row, kept as fp32 in a ring of the kRing rows that meet the same x rows, and the kStride new x rows;
 // every pixel is loaded once a thread, kBuffers steps ahead. The block then adds the threads of a pair, a
 // filter row at a time, through shared memory (R * 2 KiB; 42 KiB for 5x5 in bf16, whose older dy rows are
-// there too), in a fixed order, into its part of the workspace. Stage two adds the parts in a fixed order:
-// workspace [parts, R*R(+1), C] fp32. Channels even, filter 3x3 or 5x5, stride 1 or 2. Deterministic for a
-// given GPU. Mirrors cpu_reference/depthwise_conv2d_naive.cpp.
+// there too), in a fixed order, into its part of the workspace. Stage two (depthwise_conv2d_wgrad_sum.cu)
+// adds: workspace [parts, R*R(+1), C] fp32. Channels even, filter 3x3 or 5x5, stride 1 or 2. Deterministic
+// for a given GPU. Mirrors cpu_reference/depthwise_conv2d_naive.cpp.
 #include "kernels/common/check.h"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_sum.h"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_walk.cuh"
 
 namespace kiln {
 namespace {
-
-constexpr int kSumWarps = 32;
 
 // Adds kCount sums of a thread's pair over the block's threads of that pair, in a fixed order, and writes
 // them to kCount rows of the block's part, [C] apart. Every thread of the block takes part; `shared` has
@@ -94,29 +93,6 @@ __launch_bounds__(kThreads, Config<T, kR, kStride>::kBlocks) void depthwise_conv
   }
 }
 
-// Adds the parts. A block owns 32 sums, a warp a contiguous range of parts. Shared memory 4 KiB.
-__global__ __launch_bounds__(32 * kSumWarps) void depthwise_conv2d_wgrad_sum_kernel(
-    const float* __restrict__ partial,  // [parts,elements]
-    int parts, int elements, int filter,
-    float* __restrict__ dw,       // [filter]: the first elements
-    float* __restrict__ dbias) {  // [elements - filter], null where that is 0
-  __shared__ float sums[kSumWarps][32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = blockIdx.x * 32 + lane;
-  const int end = i < elements ? parts * (warp + 1) / kSumWarps : 0;
-  float sum = 0;
-#pragma unroll 8
-  for (int j = parts * warp / kSumWarps; j < end; ++j) sum += partial[static_cast<size_t>(j) * elements + i];
-  sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp > 0 || i >= elements) return;
-  for (int j = 1; j < kSumWarps; ++j) sum += sums[j][lane];
-  if (i < filter) {
-    dw[i] = sum;
-  } else {
-    dbias[i - filter] = sum;
-  }
-}
-
 // As many task lanes as fill the GPU once, and the rows of a task for which they finish first.
 template <class Config>
 Shape make_shape(const DepthwiseConv2dProblem& p, const Device& device, int rows_wanted) {
@@ -167,18 +143,17 @@ Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, co
   const Shape g = make_shape<Config<T, kR, kStride>>(p, device, rows_wanted);
   const int parts = g.tile.blocks_s * g.tile.blocks_t, elements = g.sums * g.c;
   using Args = DepthwiseConv2dWgrad::Args;
-  return make_plan<Args>(
-      sizeof(float) * parts * static_cast<size_t>(elements),
-      [g, parts, elements](const Args& a, void* workspace, Stream stream) {
-        float* partial = static_cast<float*>(workspace);
-        depthwise_conv2d_wgrad_two_stage_kernel<T, kR, kStride>
-            <<<g.tile.grid(), g.tile.block(), 0, cuda_stream(stream)>>>(
-                static_cast<const T*>(a.dy), static_cast<const T*>(a.x), partial, g);
-        check_launch("depthwise_conv2d_wgrad_two_stage_kernel");
-        depthwise_conv2d_wgrad_sum_kernel<<<ceil_div(elements, 32), 32 * kSumWarps, 0, cuda_stream(stream)>>>(
-            partial, parts, elements, kR * kR * g.c, static_cast<float*>(a.dw), static_cast<float*>(a.dbias));
-        check_launch("depthwise_conv2d_wgrad_sum_kernel");
-      });
+  return make_plan<Args>(sizeof(float) * parts * static_cast<size_t>(elements),
+                         [g, parts, elements](const Args& a, void* workspace, Stream stream) {
+                           float* partial = static_cast<float*>(workspace);
+                           depthwise_conv2d_wgrad_two_stage_kernel<T, kR, kStride>
+                               <<<g.tile.grid(), g.tile.block(), 0, cuda_stream(stream)>>>(
+                                   static_cast<const T*>(a.dy), static_cast<const T*>(a.x), partial, g);
+                           check_launch("depthwise_conv2d_wgrad_two_stage_kernel");
+                           launch_depthwise_wgrad_sum(
+                               {.parts = parts, .elements = elements, .filter = kR * kR * g.c}, partial,
+                               static_cast<float*>(a.dw), static_cast<float*>(a.dbias), stream);
+                         });
 }
 
 template <class T>

@@ -99,8 +99,17 @@ std::vector<NamedProblem> test_depthwise_convolutions() {
                            "n1_h9_w70_c6_r3_st2", "n1_h70_w9_c6_r5", "n150_h7_w5_c12_r3_st2"}) {
     add(text);
   }
-  for (const char* text : {"n2_h8_w8_c32_r3_bias", "n2_h7_w9_c17_r3_bias", "n2_h8_w8_c24_r5_st2_bias",
-                           "n2_h9_w7_c24_r5_bias", "n3_h9_w7_c10_r3_st2_bias", "n2_h7_w9_c5_r5_bias"}) {
+  // Rings of tiles that go round several times, tiles of several images, slices of channels that are not
+  // full, maps wider and higher than a tile.
+  for (const char* text :
+       {"n530_h4_w4_c24_r3", "n300_h8_w8_c72_r3", "n700_h3_w3_c16_r5", "n90_h16_w16_c40_r5",
+        "n40_h32_w32_c64_r3", "n60_h31_w31_c32_r3_st2", "n200_h9_w9_c48_r5_st2", "n1_h20_w300_c8_r3",
+        "n1_h300_w20_c8_r3_st2", "n2_h5_w5_c1032_r3"}) {
+    add(text);
+  }
+  for (const char* text :
+       {"n2_h8_w8_c32_r3_bias", "n2_h7_w9_c17_r3_bias", "n2_h8_w8_c24_r5_st2_bias", "n2_h9_w7_c24_r5_bias",
+        "n70_h8_w8_c72_r3_bias", "n3_h9_w7_c10_r3_st2_bias", "n2_h7_w9_c5_r5_bias"}) {
     add(text, "fwd,wgrad");
   }
   return list;

@@ -1,0 +1,193 @@
+// Host side of the tma_tile kernels of depthwise_conv2d: which tiles there are, which one to take.
+#include <charconv>
+#include <set>
+
+#include "kernels/common/error.h"
+#include "kernels/common/grid.h"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_tile.cuh"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_tma_tile.h"
+
+namespace kiln {
+namespace {
+
+constexpr int kMostBox = 256;    // pixels or elements along a side of what one load copies
+constexpr int kAlignment = 128;  // of a load's destination
+
+struct Choice {
+  int channels = 0, rows = 0, images = 0, stages = 0;
+  std::string str() const {
+    return std::string("c").append(std::to_string(channels)) + "_h" + std::to_string(rows) + "_n" +
+           std::to_string(images) + "_s" + std::to_string(stages);
+  }
+};
+
+constexpr int round_up(int v, int unit) { return (v + unit - 1) / unit * unit; }
+
+size_t smem_of(const TmaTileShape& g) {
+  return kAlignment + static_cast<size_t>(g.control_at) + g.stages * kTmaTileControlBytes;
+}
+
+// The tiles of a choice; tiles = 0 where there are none.
+TmaTileShape shape_of(const Choice& choice, const TmaSweep& s, const Device& device) {
+  TmaTileShape g = {};
+  const int unit = 16 / s.element_bytes;
+  if (choice.channels < unit || choice.channels % unit || choice.channels > kMostBox) return g;
+  if (choice.stages < 2 || choice.stages > kTmaTileMostStages) return g;
+  if (choice.rows < 1 || choice.rows > s.height || choice.images < 1 || choice.images > kMostBox) return g;
+  g.n = s.n;
+  g.height = s.height;
+  g.width = s.width;
+  g.c = s.c;
+  g.channels = choice.channels;
+  g.rows = choice.rows;
+  g.images = choice.images;
+  g.stages = choice.stages;
+  g.step = s.step;
+  g.origin_h = s.origin_h;
+  g.origin_w = s.origin_w;
+  g.slices = ceil_div(s.c, g.channels);
+  g.pairs = g.channels / 2;
+  // Whole rows of the map, unless they are too wide for a box or for the threads of a pair.
+  const int lanes = kTmaTileThreads / g.pairs, strips = ceil_div(s.width, s.columns);
+  const int widest = std::min(lanes / g.images, ((kMostBox - s.window) / s.step + 1) / s.columns);
+  if (widest < 1) return g;
+  g.column_tiles = ceil_div(strips, widest);
+  g.strips = ceil_div(strips, g.column_tiles);
+  g.columns = g.strips * s.columns;
+  constexpr int kLeastRows = 4;  // of a group: each reads the rows of its first window
+  const int groups = std::min(lanes / (g.strips * g.images), ceil_div(g.rows, kLeastRows));
+  g.group_rows = ceil_div(g.rows, groups);
+  g.groups = ceil_div(g.rows, g.group_rows);
+  g.row_tiles = ceil_div(s.height, g.rows);
+  g.box_w = (g.columns - 1) * s.step + s.window;
+  g.box_h = (g.rows - 1) * s.step + s.window;
+  if (g.box_h > kMostBox || (g.images > 1 && (g.row_tiles > 1 || g.column_tiles > 1))) return g;
+  const long long pixel = 1LL * g.images * g.channels * s.element_bytes;
+  const long long source = pixel * g.box_w * g.box_h, swept = s.loads_swept ? pixel * g.columns * g.rows : 0;
+  if (source + swept > kTmaTileMostSmem) return g;  // a barrier counts up to 2^20 - 1 bytes
+  g.load_bytes = static_cast<int>(source + swept);
+  g.swept_at = round_up(static_cast<int>(source), kAlignment);
+  g.stage_bytes = g.swept_at + round_up(static_cast<int>(swept), kAlignment);
+  g.control_at = std::max(g.stages * g.stage_bytes, round_up(s.least_smem, kAlignment));
+  const int tiles = g.column_tiles * g.row_tiles * ceil_div(s.n, g.images);
+  g.blocks = std::min(tiles, std::max(1, device.multiprocessors * s.blocks / g.slices));
+  g.tiles = tiles;
+  return g;
+}
+
+// Bytes of a block where s.blocks are resident.
+size_t smem_limit(const TmaSweep& s) { return (kTmaTileMostSmem + 1024) / s.blocks - 1024; }
+
+bool fits(const TmaTileShape& g, const TmaSweep& s) { return g.tiles > 0 && smem_of(g) <= smem_limit(s); }
+
+// A model of the time in cycles of a multiprocessor: the larger of what its tiles move and what they
+// compute, and the load, computation and store of one tile that nothing hides.
+double cost(const TmaTileShape& g, const TmaSweep& s, const Device& device) {
+  constexpr double kBytes = 12.5;         // from and to memory in a cycle
+  constexpr double kSlots = 2.8;          // instructions a cycle that are issued when enough warps are ready
+  constexpr double kInFlight = 40 << 10;  // bytes under way for that speed
+  const double pixel = 1.0 * g.channels * s.element_bytes;
+  const double box = pixel * g.images * std::min(g.box_w, s.source_w) * std::min(g.box_h, s.source_h);
+  const double swept = pixel * g.images * std::min(g.columns, g.width) * g.rows;
+  const double read =  // compulsory; what two boxes share is read again from L2
+      swept / (1.0 * s.width * s.height) * s.source_w * s.source_h;
+  const double moved = read + std::max(0.0, box - read) * 0.3 + swept * (s.stored_pixels + s.loads_swept);
+  const double narrow = pixel >= 128 ? 1 : pixel >= 64 ? 1.04 : pixel >= 32 ? 1.15 : 1.5;
+
+  const int warps = ceil_div(g.pairs * g.strips * g.groups * g.images, 32);
+  const double row = s.columns * s.pixel_slots + s.step * s.window_slots + 16;
+  const double slots = warps * (g.group_rows * row + (s.window - s.step) * s.window_slots + 60);
+
+  const double resident = ceil_div(g.blocks * g.slices, device.multiprocessors);
+  const double rounds = ceil_div(g.tiles, g.blocks) * resident;
+  const double in_flight = resident * (g.stages - 1.0) * (box + (s.loads_swept ? swept : 0));
+  const double memory = rounds * moved * narrow / kBytes * std::max(1.0, kInFlight / in_flight);
+  const double arithmetic = rounds * slots / std::min(kSlots, resident * warps / 3.0);
+  const double alone = resident * (box + (s.loads_swept ? swept : 0)) / kBytes + g.group_rows * row * 1.5 +
+                       resident * swept * s.stored_pixels / kBytes;
+  return std::max(memory, arithmetic) + 0.15 * std::min(memory, arithmetic) + alone;
+}
+
+struct Candidate {
+  Choice choice;
+  double cost;
+};
+
+// Best first.
+std::vector<Candidate> candidates(const TmaSweep& s, const Device& device) {
+  const int unit = 16 / s.element_bytes;
+  std::set<int> channels, rows;
+  for (int slices = 1; slices <= 32; ++slices) channels.insert(round_up(ceil_div(s.c, slices), unit));
+  for (const int width : {8, 16, 32, 64, 128}) channels.insert(std::min(width, round_up(s.c, unit)));
+  for (const int parts : {1, 2, 3, 4, 6, 8, 16, 32})
+    rows.insert(ceil_div(s.height, std::min(parts, s.height)));
+  if (s.height > 64) rows.insert({1, 2, 4, 8, 16});
+  std::vector<Candidate> list;
+  for (const int c : channels) {
+    for (const int h : rows) {
+      for (int n = 1; n <= 64 && (n == 1 || (h == s.height && n <= s.n)); n *= 2) {
+        Choice choice = {c, h, n, kTmaTileMostStages};
+        TmaTileShape g = shape_of(choice, s, device);
+        while (g.tiles > 0 && choice.stages > 2 && !fits(g, s)) {
+          --choice.stages;
+          g = shape_of(choice, s, device);
+        }
+        if (fits(g, s)) list.push_back({choice, cost(g, s, device)});
+      }
+    }
+  }
+  std::stable_sort(list.begin(), list.end(), [](const auto& a, const auto& b) { return a.cost < b.cost; });
+  return list;
+}
+
+// "c64_h8_n1_s4"
+bool parse(std::string_view text, Choice& choice) {
+  const auto number = [&](std::string_view name, int& to) {
+    if (text.substr(0, name.size()) != name) return false;
+    text.remove_prefix(name.size());
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), to);
+    text.remove_prefix(static_cast<size_t>(stop - text.data()));
+    return error == std::errc() && to > 0;
+  };
+  return number("c", choice.channels) && number("_h", choice.rows) && number("_n", choice.images) &&
+         number("_s", choice.stages) && text.empty();
+}
+
+}  // namespace
+
+TmaTilePlan plan_tma_tile(const TmaSweep& s, const Device& device, std::string_view config) {
+  Choice choice;
+  if (config.empty()) {
+    const std::vector<Candidate> list = candidates(s, device);
+    if (list.empty()) fail_usage("depthwise_conv2d tma_tile: no tile of this problem fits shared memory");
+    choice = list.front().choice;
+  } else if (!parse(config, choice)) {
+    fail_usage("the config is c<channels>_h<rows>_n<images>_s<stages> of a tile (c64_h8_n1_s4), got '" +
+               std::string(config) + "'");
+  }
+  const TmaTileShape g = shape_of(choice, s, device);
+  if (!fits(g, s)) {
+    fail_usage("depthwise_conv2d tma_tile: '" + std::string(config) +
+               "' is no tile of this problem: 2 to 8 stages of a block must fit shared memory, boxes have at "
+               "most 256 elements a side, several images only where a tile is a whole image");
+  }
+  return {g, static_cast<unsigned>(g.blocks) * g.slices, smem_of(g)};
+}
+
+std::vector<std::string> tma_tile_configs(const TmaSweep& s, const Device& device) {
+  constexpr size_t kMost = 10;
+  std::vector<std::string> configs;
+  for (const Candidate& candidate : candidates(s, device)) {
+    if (configs.size() < kMost) configs.push_back(candidate.choice.str());
+  }
+  return configs;
+}
+
+Support tma_tile_supports(const DepthwiseConv2dProblem& p, const Device& device) {
+  if (device.sm != 90) return Support::no("TMA as this kernel uses it needs compute capability 9.0");
+  if (p.c * size_of(p.dtype) % 16 != 0)
+    return Support::no("a pixel's channels must be a multiple of 16 bytes");
+  return depthwise_supports(p, device);
+}
+
+}  // namespace kiln

@@ -1,0 +1,49 @@
+// depthwise_conv2d wgrad's second launch: dw and dbias as the sums of the parts that the first launch's
+// blocks wrote, in a fixed order.
+//
+// A block owns 32 sums, a warp of it a contiguous range of parts, a lane one sum. Shared memory 4 KiB.
+// Deterministic.
+#include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_sum.h"
+
+#include "kernels/common/check.h"
+#include "kernels/common/grid.h"
+
+namespace kiln {
+namespace {
+
+constexpr int kSumWarps = 32;
+
+__global__ __launch_bounds__(32 * kSumWarps) void depthwise_conv2d_wgrad_sum_kernel(
+    const float* __restrict__ partial,  // [parts,elements]
+    const __grid_constant__ DepthwiseWgradSum g,
+    float* __restrict__ dw,       // [filter]: the first elements
+    float* __restrict__ dbias) {  // [elements - filter], null where that is 0
+  __shared__ float sums[kSumWarps][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = blockIdx.x * 32 + lane;
+  const int end = i < g.elements ? g.parts * (warp + 1) / kSumWarps : 0;
+  float sum = 0;
+#pragma unroll 8
+  for (int j = g.parts * warp / kSumWarps; j < end; ++j) {
+    sum += partial[static_cast<size_t>(j) * g.elements + i];
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || i >= g.elements) return;
+  for (int j = 1; j < kSumWarps; ++j) sum += sums[j][lane];
+  if (i < g.filter) {
+    dw[i] = sum;
+  } else {
+    dbias[i - g.filter] = sum;
+  }
+}
+
+}  // namespace
+
+void launch_depthwise_wgrad_sum(const DepthwiseWgradSum& g, const float* partial, float* dw, float* dbias,
+                                Stream stream) {
+  depthwise_conv2d_wgrad_sum_kernel<<<ceil_div(g.elements, 32), 32 * kSumWarps, 0, cuda_stream(stream)>>>(
+      partial, g, dw, dbias);
+  check_launch("depthwise_conv2d_wgrad_sum_kernel");
+}
+
+}  // namespace kiln
