@@ -92,6 +92,8 @@ struct Impl {
   bool peer = false;  // a vendor's library: chosen only by name
   // The configs that are worth trying on a problem, for `kiln tune`; null where there is nothing to choose.
   std::vector<std::string> (*configs)(const Problem&, const Device&) = nullptr;
+  // Where it supports a problem that another does faster: whether pick() takes it unasked; null for always.
+  bool (*preferred)(const Problem&, const Device&) = nullptr;
 };
 
 // Best to naive; peers last.

@@ -72,16 +72,29 @@ namespace detail {
                                    const std::string& problem, const char* rule);
 }  // namespace detail
 
-// What `kiln tune` tries: kiln's own implementations that support the problem, each with its configs.
+namespace detail {
+// The heuristic: kiln's own, in the table's order, where nobody has a wish.
+template <class Pass>
+bool picks_unasked(const Impl<Pass>& impl, const typename Pass::Problem& problem, const Device& device) {
+  return !impl.peer && impl.supports(problem, device) && (!impl.preferred || impl.preferred(problem, device));
+}
+}  // namespace detail
+
+// What `kiln tune` tries: kiln's own implementations that support the problem, each with its configs; first
+// what the heuristic picks.
 template <class Pass>
 std::vector<std::string> tuning_choices(const typename Pass::Problem& problem, const Device& device) {
   std::vector<std::string> choices;
-  for (const Impl<Pass>* impl : Pass::impls(device.kind)) {
-    if (impl->peer || !impl->supports(problem, device)) continue;
-    const std::vector<std::string> configs =
-        impl->configs ? impl->configs(problem, device) : std::vector<std::string>();
-    if (configs.empty()) choices.emplace_back(impl->name);
-    for (const std::string& config : configs) choices.push_back(std::string(impl->name) + ":" + config);
+  for (const bool unasked : {true, false}) {
+    for (const Impl<Pass>* impl : Pass::impls(device.kind)) {
+      if (impl->peer || !impl->supports(problem, device)) continue;
+      if (detail::picks_unasked(*impl, problem, device) != unasked) continue;
+      const std::vector<std::string> configs =
+          impl->configs ? impl->configs(problem, device) : std::vector<std::string>();
+      if (configs.empty()) choices.emplace_back(impl->name);
+      for (const std::string& config : configs)
+        choices.push_back(std::string(impl->name).append(":").append(config));
+    }
   }
   return choices;
 }
@@ -118,7 +131,7 @@ Picked<Pass> pick(const typename Pass::Problem& problem, const Device& device, c
       }
       picked.passed_over = name + ": " + support.rule();
     }
-    if (!picked.impl && !impl->peer && support) picked.impl = impl;
+    if (!picked.impl && detail::picks_unasked(*impl, problem, device)) picked.impl = impl;
   }
   if (picked.impl && wish.name.empty() && choice.tuned()) {
     const std::string best = choice.tuned()(tuning_key(Pass::kOp, Pass::kPass, problem.str(), problem.dtype),

@@ -237,6 +237,8 @@ extern const Impl<DepthwiseConv2dDgrad> depthwise_conv2d_dgrad_tma_tile = {
         [](const DepthwiseConv2dProblem& p, const Device& device) {
           return p.stride_h == 1 ? tma_tile_correlation_configs(turned(p), device)
                                  : tma_tile_configs(cell_sweep(p), device);
-        }};
+        },
+    .preferred = [](const DepthwiseConv2dProblem& p,
+                    const Device&) { return p.stride_h == 1 && p.r == 3 && p.w >= 8; }};
 
 }  // namespace kiln

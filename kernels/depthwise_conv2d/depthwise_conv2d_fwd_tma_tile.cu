@@ -203,6 +203,7 @@ extern const Impl<DepthwiseConv2dFwd> depthwise_conv2d_fwd_tma_tile = {
     .supports = tma_tile_supports,
     .plan = [](const DepthwiseConv2dProblem& p, const Device& device,
                std::string_view config) { return plan_tma_tile_correlation(p, false, device, config); },
-    .configs = tma_tile_correlation_configs};
+    .configs = tma_tile_correlation_configs,
+    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3 && p.q() >= 8; }};
 
 }  // namespace kiln

@@ -247,6 +247,7 @@ extern const Impl<DepthwiseConv2dWgrad> depthwise_conv2d_wgrad_tma_tile = {
           return p.dtype == DType::kBF16 ? plan_for<bf16>(p)(p, plan) : plan_for<float>(p)(p, plan);
         },
     .configs = [](const DepthwiseConv2dProblem& p,
-                  const Device& device) { return tma_tile_configs(sweep(p), device); }};
+                  const Device& device) { return tma_tile_configs(sweep(p), device); },
+    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3; }};
 
 }  // namespace kiln
