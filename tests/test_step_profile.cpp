@@ -147,7 +147,9 @@ void expect_sums(const ProfileReport& report) {
     for (const ReportSum& sum : *sums) all += sum.us, steps += sum.steps;
     EXPECT_GE(all, p.busy_us - slack);
     EXPECT_LE(all, p.busy_us + p.overlap_us + slack);
-    if (sums != &report.phases) EXPECT_EQ(steps, static_cast<int>(p.steps.size()));
+    if (sums != &report.phases) {
+      EXPECT_EQ(steps, static_cast<int>(p.steps.size()));
+    }
   }
 }
 
