@@ -60,9 +60,12 @@ std::string table_text(const std::vector<ImplInfo>& impls) {
 
 void print_impls() {
   std::printf(
-      "Implementations of each pass, best first. The first that supports a problem is picked, unless --impl "
-      "names\n"
-      "another. `kiln train --print-plan` shows what a network gets.\n\n");
+      "Implementations of each pass, in the order they are tried. The first that supports a problem and is "
+      "not "
+      "known to be\n"
+      "slower on it than another is picked, unless --impl or the tuning cache names one. `kiln train "
+      "--print-plan` "
+      "shows\nwhat a network gets.\n\n");
 #ifdef KILN_WITH_CUDA
   const std::vector<DeviceKind> kinds = {DeviceKind::kCuda, DeviceKind::kCpu};
 #else
