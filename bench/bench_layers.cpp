@@ -8,7 +8,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <map>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "bench/layer_rows.h"
 #include "kernels/common/error.h"
@@ -83,7 +87,10 @@ class Rows {
   }
   const RowResult& result(const LayerRow& row) {
     Group& group = groups_.at(row.group());
-    if (group.results.empty()) group.results = bench_.measure(group.rows);
+    if (group.results.empty()) {
+      group.results = bench_.measure(group.rows);
+      report(row.group(), group.rows.size());
+    }
     for (size_t i = 0; i < group.rows.size(); ++i) {
       if (group.rows[i].impl == row.impl) return group.results[i];
     }
@@ -95,8 +102,22 @@ class Rows {
     std::vector<LayerRow> rows;
     std::vector<RowResult> results;
   };
+  // A line a problem: where the time went, and how much is left if the others take as long.
+  void report(const std::string& group, size_t rows) {
+    ++done_;
+    const MeasureCost& cost = bench_.last_cost();
+    spent_ += cost.sum();
+    const double left = spent_ / static_cast<double>(done_) * static_cast<double>(groups_.size() - done_);
+    std::fprintf(stderr,
+                 "[%zu/%zu] %s: %zu rows; judge %.1f, prepare %.1f, gate %.1f, timing %.1f s; %.0f s left\n",
+                 done_, groups_.size(), group.c_str(), rows, cost.judge, cost.prepare, cost.gate, cost.time,
+                 left);
+  }
+
   LayerBench& bench_;
   std::map<std::string, Group> groups_;
+  size_t done_ = 0;
+  double spent_ = 0;
 };
 
 bool any_failed = false;
@@ -126,7 +147,16 @@ void run_row(benchmark::State& state, Rows& rows, const LayerRow& row) {
   for (const auto& [name, value] : counters) state.counters[name] = value;
 }
 
+// Large blocks go back to the system when freed, and come back page by page: keep them instead.
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
+}
+
 int run(int argc, char** argv) {
+  keep_freed_memory();
   const LayerOptions options = parse_layer_options(argc, argv);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;

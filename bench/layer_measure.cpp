@@ -1,5 +1,6 @@
 // The rows of one problem: each is gated, then all are timed in turns, cold and warm, then what that means.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <memory>
 
@@ -33,6 +34,20 @@ bool is_default(const std::string& impl) {
 double least(double a, double b) { return std::isnan(a) || b < a ? b : a; }
 
 bool is_naive(const std::string& impl) { return impl == "naive" || impl == "cpu_naive"; }
+
+// Adds the time since the last lap to a sum.
+class Laps {
+ public:
+  void lap(double* seconds) {
+    const Clock::time_point now = Clock::now();
+    *seconds += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last_ = Clock::now();
+};
 
 // Copies of a problem's tensors, together larger than the cache; all implementations run on the same.
 std::vector<std::unique_ptr<TensorBuffers>> rotated_sets(const std::vector<TensorSpec>& specs,
@@ -200,16 +215,21 @@ std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
                 .mode = FillMode::kReal};
   };
   const AnyProblem problem = any.pass->parse(any.problem, any.dtype);
+  cost_ = {};
+  Laps laps;
   std::vector<std::unique_ptr<TensorBuffers>> sets;
   std::vector<std::unique_ptr<Contestant>> contestants;
   try {
     const std::shared_ptr<const Reference> reference = judge(as_case(any));
+    laps.lap(&cost_.judge);
     sets = rotated_sets(any.pass->tensors(problem), device_, reference->inputs);
+    laps.lap(&cost_.prepare);
     const OwnedStream stream(device_.kind);
     for (size_t i = 0; i < rows.size(); ++i) {
       try {
         auto contestant = std::make_unique<Contestant>(rows[i], problem, device_, sets);
         contestant->result = &results[i];
+        laps.lap(&cost_.prepare);
         sets[0]->upload(reference->inputs);
         contestant->bounds[0].launch(stream.get());
         stream.synchronize();
@@ -222,6 +242,7 @@ std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
         }
         stream.synchronize();
         contestants.push_back(std::move(contestant));
+        laps.lap(&cost_.gate);
       } catch (const std::exception& error) {
         results[i].error = error.what();
       }
@@ -233,6 +254,7 @@ std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
       return results;
     }
     time(gated);
+    laps.lap(&cost_.time);
   } catch (const std::exception& error) {
     for (RowResult& result : results) {
       if (result.error.empty()) result.error = error.what();

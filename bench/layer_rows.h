@@ -44,6 +44,12 @@ struct RowResult {
   std::string note;   // what slowed the clocks meanwhile
 };
 
+// Seconds that measure() took, and for what.
+struct MeasureCost {
+  double judge = 0, prepare = 0, gate = 0, time = 0;
+  double sum() const { return judge + prepare + gate + time; }
+};
+
 // Measures rows, all of one problem in turns.
 class LayerBench {
  public:
@@ -54,6 +60,7 @@ class LayerBench {
   std::vector<RowResult> measure(const std::vector<LayerRow>& rows);
   // Instead of timing, measure() launches each gated row once for a profiler and leaves its counters void.
   void profile_only() { profile_ = true; }
+  const MeasureCost& last_cost() const { return cost_; }
 
  private:
   struct Contestant;
@@ -66,6 +73,7 @@ class LayerBench {
   TimingOptions timing_;
   ClockWatch watch_;
   bool profile_ = false;
+  MeasureCost cost_;
 };
 
 }  // namespace kiln

@@ -26,7 +26,7 @@ struct TimingOptions {
   double sample_seconds = 0.005;  // one sample takes about this long
   int fewest = 7, most = 200;     // samples
   double target_pct = 0.5;        // enough samples once median_spread_pct is below
-  double most_seconds = 0.5;      // of one contestant, whatever its spread
+  double most_seconds = 0.3;      // of one contestant, whatever its spread
 };
 
 // Launches in a fixed order, as one sample after another. Different buffers in `bounds` give a cold time, the

@@ -104,7 +104,8 @@ SwapResult compare(const Run& before, const Run& after, const std::string& text)
 
 std::string losses_text(const LossComparison& c) {
   if (c.equal) return format_text("the same bits over %d steps", c.steps);
-  return format_text("differ by at most %.2g of the loss over %d steps", c.max_rel_diff, c.steps);
+  return format_text("differ by %.2g of the loss in the first step, at most %.2g over %d steps",
+                     c.first_rel_diff, c.max_rel_diff, c.steps);
 }
 
 }  // namespace
@@ -141,6 +142,7 @@ LossComparison compare_losses(const std::vector<float>& a, const std::vector<flo
     const double x = a[i], y = b[i];
     const double difference = x == y ? 0 : std::abs(x - y) / std::max({std::abs(x), std::abs(y), 1e-30});
     c.max_rel_diff = std::isfinite(difference) ? std::max(c.max_rel_diff, difference) : INFINITY;
+    if (i == 0) c.first_rel_diff = c.max_rel_diff;
   }
   return c;
 }
@@ -217,6 +219,7 @@ nlohmann::ordered_json swap_json(const SwapReport& report) {
                                      {"loss_steps", r.losses.steps},
                                      {"losses_equal", r.losses.equal},
                                      {"loss_max_rel_diff", r.losses.max_rel_diff},
+                                     {"loss_first_rel_diff", r.losses.first_rel_diff},
                                      {"steps", nlohmann::ordered_json::array()}};
     for (const SwappedStep& s : r.steps) {
       choice["steps"].push_back({{"layer", s.layer},

@@ -26,6 +26,8 @@ class CuptiRecords {
   // Ends; the device must be idle. `records` come in no order, and may be null. Returns the reason why they
   // are not all there, or "".
   std::string stop(std::vector<CuptiRecord>* records);
+  // Now, on the clock of the records.
+  uint64_t now_ns() const;
 
  private:
   bool on_ = false;

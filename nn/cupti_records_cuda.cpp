@@ -14,6 +14,7 @@ namespace kiln {
 CuptiRecords::~CuptiRecords() = default;
 std::string CuptiRecords::start() { return "this build was made without CUPTI's headers"; }
 std::string CuptiRecords::stop(std::vector<CuptiRecord>*) { return ""; }
+uint64_t CuptiRecords::now_ns() const { return 0; }
 #else
 namespace {
 
@@ -46,6 +47,7 @@ struct Cupti {
   decltype(&cuptiActivityFlushAll) flush_all = nullptr;
   decltype(&cuptiActivityGetNextRecord) next_record = nullptr;
   decltype(&cuptiActivityGetNumDroppedRecords) num_dropped = nullptr;
+  decltype(&cuptiGetTimestamp) get_timestamp = nullptr;
 
   std::mutex mutex;  // of what follows
   std::vector<CuptiRecord> records;
@@ -140,6 +142,7 @@ std::string Cupti::load() {
   find(&flush_all, "cuptiActivityFlushAll");
   find(&next_record, "cuptiActivityGetNextRecord");
   find(&num_dropped, "cuptiActivityGetNumDroppedRecords");
+  find(&get_timestamp, "cuptiGetTimestamp");
   if (!absent.empty()) return file + " lacks " + absent;
   uint32_t version = 0;
   if (get_version(&version) != CUPTI_SUCCESS || major_of(version) != major_of(CUPTI_API_VERSION)) {
@@ -191,6 +194,12 @@ std::string CuptiRecords::stop(std::vector<CuptiRecord>* records) {
   if (c.dropped > 0) return std::to_string(c.dropped) + " records were lost";
   if (c.untimed > 0) return std::to_string(c.untimed) + " records have no time";
   return "";
+}
+
+uint64_t CuptiRecords::now_ns() const {
+  uint64_t now = 0;
+  Cupti::get().get_timestamp(&now);
+  return now;
 }
 #endif
 

@@ -142,7 +142,12 @@ void StepProfiler::step(Program* program, const std::function<void(const Launch&
 }
 
 void StepProfiler::begin_stretch() {
-  if (stage_ == Stage::kTraced) first_replays_.push_back(steps_);
+  if (stage_ == Stage::kTraced) {
+    first_replays_.push_back(steps_);
+    clock_->start();
+    clock_->stop();  // nothing of before runs on
+    tracers_.front()->stretch_begins();
+  }
   clock_->start();
   running_ = true;
 }

@@ -68,7 +68,9 @@ class StepTracer {
   virtual void launch() = 0;  // enqueues the program once, traced
   // True where every step must be waited for before the next.
   virtual bool one_by_one() const { return false; }
-  virtual void stretch_done() {}  // the device has done all that was launched since the last stretch
+  // What is launched between these two counts; the device is idle at both.
+  virtual void stretch_begins() {}
+  virtual void stretch_done() {}
   virtual void discard() {}       // what was launched so far does not count
   // Stops, and appends the spans of all launches. Returns the reason why they are not to be had, or "".
   virtual std::string finish(StepProfile* profile) = 0;

@@ -120,12 +120,23 @@ class CuptiTracer : public StepTracer {
     recording_->launch();
     ++launches_;
   }
-  void discard() override { discarded_ = launches_; }
+  void stretch_begins() override { stretches_.push_back({records_.now_ns(), 0}); }
+  void stretch_done() override { stretches_.back().end_ns = records_.now_ns(); }
+  void discard() override {
+    launches_ = 0;
+    stretches_.clear();
+  }
 
   std::string finish(StepProfile* profile) override {
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     std::vector<CuptiRecord> records;
     if (const std::string reason = records_.stop(&records); !reason.empty()) return reason;
+    // Between two stretches other Programs ran (the small last batch, an evaluation), and losses were read.
+    std::erase_if(records, [&](const CuptiRecord& record) {
+      return std::none_of(stretches_.begin(), stretches_.end(), [&](const Stretch& stretch) {
+        return stretch.begin_ns <= record.start_ns && record.end_ns <= stretch.end_ns;
+      });
+    });
     std::stable_sort(records.begin(), records.end(),
                      [](const CuptiRecord& a, const CuptiRecord& b) { return a.start_ns < b.start_ns; });
     std::vector<TracedNode> of_graph;
@@ -145,6 +156,10 @@ class CuptiTracer : public StepTracer {
   }
 
  private:
+  struct Stretch {
+    uint64_t begin_ns, end_ns;
+  };
+
   // The replay of graph record i: a new one begins where the nodes do not go on.
   static int replay_of(const std::vector<int>& found, size_t i) {
     int replay = 0;
@@ -158,7 +173,6 @@ class CuptiTracer : public StepTracer {
     int replay = 0;  // what is no node belongs to the replay behind it
     size_t node = 0;
     const auto keep = [&](ProfileSpan span, const CuptiRecord& record) {
-      if (span.replay < 0) return;
       if (first_ns == 0) first_ns = record.start_ns;
       span.start_us = 1e-3 * static_cast<double>(record.start_ns - first_ns);
       span.end_us = 1e-3 * static_cast<double>(record.end_ns - first_ns);
@@ -170,12 +184,12 @@ class CuptiTracer : public StepTracer {
         // Behind the last node of a replay the next one has begun.
         if (node == found.size()) continue;
         const bool between = node > 0 && found[node] <= found[node - 1];
-        span.replay = replay + (between ? 1 : 0) - discarded_;
+        span.replay = replay + (between ? 1 : 0);
         keep(std::move(span), record);
         continue;
       }
       if (node > 0 && found[node] <= found[node - 1]) ++replay;
-      span.replay = replay - discarded_;
+      span.replay = replay;
       span.step = nodes_[found[node]].step;
       ++node;
       keep(std::move(span), record);
@@ -186,7 +200,8 @@ class CuptiTracer : public StepTracer {
   CuptiRecords records_;
   std::vector<TracedNode> nodes_;
   std::unique_ptr<Recording> recording_;
-  int launches_ = 0, discarded_ = 0;
+  std::vector<Stretch> stretches_;
+  int launches_ = 0;
 };
 
 // Events recorded between the steps, as nodes of the graph. A step's time includes the gap behind it.

@@ -244,6 +244,7 @@ TEST(Swap, ChoicesAreAlternativesOneAtATime) {
   EXPECT_EQ(same.steps, 2);
   EXPECT_FALSE(other.equal);
   EXPECT_DOUBLE_EQ(other.max_rel_diff, 0.2);
+  EXPECT_DOUBLE_EQ(other.first_rel_diff, 0);
   EXPECT_TRUE(std::isinf(compare_losses({1}, {NAN}, 20).max_rel_diff));
 }
 

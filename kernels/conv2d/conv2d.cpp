@@ -1,6 +1,7 @@
 #include "kernels/conv2d/conv2d.h"
 
 #include "kernels/common/problem_string.h"
+#include "kernels/common/window.h"
 
 namespace kiln {
 
@@ -65,6 +66,19 @@ namespace {
 std::vector<int64_t> x_shape(const Conv2dProblem& p) { return {p.n, p.h, p.w, p.x_channels()}; }
 std::vector<int64_t> y_shape(const Conv2dProblem& p) { return {p.n, p.p(), p.q(), p.k}; }
 std::vector<int64_t> w_shape(const Conv2dProblem& p) { return {p.k, p.r, p.s, p.c}; }
+double bytes_of(const TensorSpec& spec) {
+  return spec.role == Role::kAbsent ? 0 : static_cast<double>(spec.bytes());
+}
+
+// Everything once, of x the pixels that filters cover.
+double bytes_with_covered_x(const Conv2dProblem& p, const std::vector<TensorSpec>& tensors) {
+  double bytes = 0;
+  for (const TensorSpec& spec : tensors) {
+    bytes += bytes_of(spec) * (spec.name == "x" ? covered_pixels(p) / (1.0 * p.h * p.w) : 1);
+  }
+  return bytes;
+}
+
 Role in_if(bool present) { return present ? Role::kIn : Role::kAbsent; }
 Role out_if(bool present) { return present ? Role::kOut : Role::kAbsent; }
 
@@ -80,6 +94,8 @@ std::vector<TensorSpec> Conv2dFwd::tensors(const Conv2dProblem& p) {
            .role = Role::kOut,
            .terms = 1.0 * p.c * p.r * p.s}};
 }
+
+double Conv2dFwd::compulsory_bytes(const Conv2dProblem& p) { return bytes_with_covered_x(p, tensors(p)); }
 
 std::vector<TensorSpec> Conv2dDgrad::tensors(const Conv2dProblem& p) {
   return {{.name = "dy", .shape = y_shape(p), .dtype = p.dtype},
@@ -98,5 +114,7 @@ std::vector<TensorSpec> Conv2dWgrad::tensors(const Conv2dProblem& p) {
           {.name = "dw", .shape = w_shape(p), .role = Role::kOut, .terms = terms},
           {.name = "dbias", .shape = {p.k}, .role = out_if(p.bias), .terms = terms}};
 }
+
+double Conv2dWgrad::compulsory_bytes(const Conv2dProblem& p) { return bytes_with_covered_x(p, tensors(p)); }
 
 }  // namespace kiln

@@ -51,6 +51,7 @@ struct Conv2dFwd {
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 2 * p.macs(); }
+  static double compulsory_bytes(const Problem& p);  // pixels of x that no filter covers are not read
   static Table<Conv2dFwd> impls(DeviceKind);
 };
 
@@ -80,6 +81,7 @@ struct Conv2dWgrad {
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 2 * p.macs(); }
+  static double compulsory_bytes(const Problem& p);  // pixels of x that no filter covers are not read
   static Table<Conv2dWgrad> impls(DeviceKind);
 };
 

@@ -5,6 +5,7 @@
 
 #include "kernels/common/philox.h"
 #include "kernels/common/problem_string.h"
+#include "kernels/common/window.h"
 
 namespace kiln {
 
@@ -111,21 +112,6 @@ template <class Problem>
 double overlap(const Problem& p) {
   const auto along = [](int window, int stride) { return (window + stride - 1) / stride; };
   return 1.0 * along(p.r, p.stride_h) * along(p.s, p.stride_w);
-}
-
-// The pixels of x that windows cover.
-template <class Problem>
-double covered_pixels(const Problem& p) {
-  const auto along = [](int outputs, int window, int stride, int pad, int size) {
-    int count = 0;
-    for (int i = 0; i < size; ++i) {
-      const int last =
-          std::min((i + pad) / stride, outputs - 1);  // the last window that begins at or before i
-      count += last * stride - pad + window > i;
-    }
-    return static_cast<double>(count);
-  };
-  return along(p.p(), p.r, p.stride_h, p.pad_h, p.h) * along(p.q(), p.s, p.stride_w, p.pad_w, p.w);
 }
 
 // Bytes of the covered part of x and of y.

@@ -24,7 +24,9 @@ std::shared_ptr<const Reference> compute_reference(const Case& c) {
   auto reference = std::make_shared<Reference>();
   reference->inputs = make_inputs(*c.pass, c.problem, c.dtype, c.seed, c.mode);
   const AnyProblem wide = c.pass->parse(c.problem, DType::kF32);
-  const bool small = c.pass->flops(wide) < kCpuJudgeFlops;
+  double bytes = 0;
+  for (const TensorSpec& spec : c.pass->tensors(wide)) bytes += static_cast<double>(spec.bytes());
+  const bool small = c.pass->flops(wide) < kCpuJudgeFlops && bytes < kCpuJudgeBytes;
   reference->outputs = small || !cuda_available()
                            ? execute(*c.pass, wide, cpu_device(), "cpu_naive", reference->inputs)
                            : execute(*c.pass, wide, cuda_device(), "naive", reference->inputs);
@@ -157,11 +159,14 @@ HostTensor mask_of(const TensorSpec& spec, const std::vector<TensorSpec>& specs,
   size_t y = 0;
   while (specs[y].name != "y") ++y;
   const int64_t channels = specs[y].shape.back(), row = spec.shape.back();
-  for (int64_t i = 0; i < specs[y].elements(); ++i) {
-    const double value = value_at(got[y], i);
-    const bool inside = value > 0 && (spec.limit == 0 || value < static_cast<double>(spec.limit));
-    const int64_t c = i % channels;
-    mask.data[static_cast<size_t>(i / channels * row + c / 8)] |= static_cast<unsigned char>(inside << c % 8);
+  const int64_t pixels = specs[y].elements() / channels;
+#pragma omp parallel for schedule(static) if (specs[y].elements() > 65536)
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const double value = value_at(got[y], pixel * channels + c);
+      const bool inside = value > 0 && (spec.limit == 0 || value < static_cast<double>(spec.limit));
+      mask.data[static_cast<size_t>(pixel * row + c / 8)] |= static_cast<unsigned char>(inside << c % 8);
+    }
   }
   return mask;
 }

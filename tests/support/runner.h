@@ -11,9 +11,9 @@
 
 namespace kiln {
 
-// Up to here (1 GMAC is 2 GFLOP) cpu_naive is the judge; beyond, on a machine with a GPU, CUDA's naive in
-// fp32.
-constexpr double kCpuJudgeFlops = 0.2e9;
+// Up to here (1 GMAC is 2 GFLOP; bytes of all tensors in fp32) cpu_naive is the judge; beyond, on a machine
+// with a GPU, CUDA's naive in fp32.
+constexpr double kCpuJudgeFlops = 0.2e9, kCpuJudgeBytes = 256e6;
 constexpr size_t kGuardBytes = 256;
 
 struct Case {
