@@ -27,7 +27,7 @@ struct Flags {
   std::vector<std::string> problems;
   std::string suite, out;
   double seconds = 0.2;
-  bool again = false;
+  bool again = false, all = false;
 };
 
 // One thing to tune.
@@ -42,6 +42,7 @@ class Tuner {
       : device_(device),
         path_(flags.out.empty() ? default_tune_cache() : flags.out),
         cache_(TuneCache::load(path_)),
+        all_(flags.all),
         bench_(device, ceilings_,
                {.sample_seconds = 0.003, .target_pct = 0.3, .most_seconds = flags.seconds}) {
     if (device.is_cuda()) driver_ = Nvml(device.uuid).driver_version();
@@ -91,6 +92,11 @@ class Tuner {
       }
     }
     if (std::isnan(best.us) || std::isnan(best.heuristic_us)) return LayerCounters::kVoid;
+    for (size_t i = 0; all_ && i < rows.size(); ++i) {
+      if (!results[i].error.empty()) continue;
+      std::printf("  %9.2f us  +-%.1f %%  %s\n", results[i].counters.cold_us, results[i].counters.spread_pct,
+                  rows[i].impl.c_str());
+    }
     std::printf("%-74s %-34s %9.2f us   heuristic %9.2f us  x%.2f\n", key.c_str(), best.impl.c_str(), best.us,
                 best.heuristic_us, best.heuristic_us / best.us);
     std::fflush(stdout);
@@ -106,6 +112,7 @@ class Tuner {
   const Device& device_;
   std::string path_, driver_;
   TuneCache cache_;
+  bool all_;
   Ceilings ceilings_;  // none: rates are bench_layers' matter
   LayerBench bench_;
 };
@@ -217,6 +224,7 @@ Command add_tune_command(CLI::App& app) {
   sub->add_option("--seconds", flags->seconds, "most seconds a choice")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  sub->add_flag("--all", flags->all, "print the time of every choice, not of the fastest alone");
   sub->add_flag("--again", flags->again, "measure what the cache knows already, too");
   sub->footer(
       "Every choice is checked against the reference before it is timed. train, eval and the benchmarks take "

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <functional>
 #include <map>
 
 #include "kernels/common/error.h"
@@ -45,9 +46,31 @@ class OpCase : public ::testing::Test {
       GTEST_SKIP() << "the vendor's rounding is outside the bound: " << verdict.message;
     }
     EXPECT_TRUE(verdict.ok) << case_.problem.label << "\n" << verdict.message;
+    if (verdict.ok && subset_name().empty() && device.is_cuda() && !case_.impl.peer) check_configs(device);
   }
 
  private:
+  // Two of the configs that the tuner may take; which ones changes from problem to problem, so that over the
+  // table all have their turn. Plans of all of them exist meanwhile: none may depend on being the last made.
+  void check_configs(const Device& device) {
+    const AnyProblem problem = case_.pass->parse(case_.problem.text, case_.dtype);
+    std::vector<std::string> configs;
+    for (const std::string& choice : case_.pass->choices(problem, device)) {
+      if (choice.starts_with(case_.impl.name + ":")) configs.push_back(choice);
+    }
+    std::vector<AnyPlan> plans;
+    for (const std::string& config : configs) plans.push_back(case_.pass->plan(problem, device, config));
+    const size_t first = std::hash<std::string>()(case_.problem.text);
+    for (size_t i = 0; i < std::min<size_t>(2, configs.size()); ++i) {
+      const Verdict verdict = check({.pass = case_.pass,
+                                     .problem = case_.problem.text,
+                                     .dtype = case_.dtype,
+                                     .device = &device,
+                                     .impl = configs[(first + i) % configs.size()]});
+      EXPECT_TRUE(verdict.ok) << case_.problem.label << "\n" << verdict.message;
+    }
+  }
+
   ImplCase case_;
 };
 

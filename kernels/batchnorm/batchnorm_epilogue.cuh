@@ -37,6 +37,26 @@ __device__ __forceinline__ void activate(float (&values)[V], const BatchnormActi
   }
 }
 
+// Rounds values to a row, clamped. In bf16 two are clamped at once, behind the rounding: it keeps their
+// order, and the clamp's ends are bf16 values.
+template <int V>
+__device__ __forceinline__ void set_clamped(Vec<float, V>& row, const float (&values)[V],
+                                            const BatchnormClamp& clamp) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) row.v[v] = clamp.activate(values[v]);
+}
+template <int V>
+__device__ __forceinline__ void set_clamped(Vec<bf16, V>& row, const float (&values)[V],
+                                            const BatchnormClamp& clamp) {
+  const __nv_bfloat162 low = __float2bfloat162_rn(clamp.low), high = __float2bfloat162_rn(clamp.high);
+  __nv_bfloat162* pairs = reinterpret_cast<__nv_bfloat162*>(row.v);
+#pragma unroll
+  for (int v = 0; v < V; v += 2) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(values[v], values[v + 1]);
+    pairs[v / 2] = __hmin2_nan(__hmax2_nan(pair, low), high);
+  }
+}
+
 // Stores this thread's part of a mask byte, bits 0 to V-1 of `bits`, whose first channel is element `at`.
 template <int V>
 __device__ __forceinline__ void store_bits(unsigned bits, unsigned char* __restrict__ mask, size_t at) {

@@ -7,7 +7,8 @@ namespace kiln {
 KILN_TABLES(BatchnormFwdTrain,
             (batchnorm_fwd_train_cpu_fast,
              batchnorm_fwd_train_cpu_naive),
-            (batchnorm_fwd_train_on_chip,
+            (batchnorm_fwd_train_tma_ring,
+             batchnorm_fwd_train_on_chip,
              batchnorm_fwd_train_two_pass,
              batchnorm_fwd_train_naive
              KILN_CUDNN(batchnorm_fwd_train_cudnn)))
@@ -28,7 +29,8 @@ KILN_TABLES(BatchnormFwdInfer,
 KILN_TABLES(BatchnormBwd,
             (batchnorm_bwd_cpu_fast,
              batchnorm_bwd_cpu_naive),
-            (batchnorm_bwd_on_chip,
+            (batchnorm_bwd_tma_ring,
+             batchnorm_bwd_on_chip,
              batchnorm_bwd_two_pass,
              batchnorm_bwd_naive
              KILN_CUDNN(batchnorm_bwd_cudnn)))

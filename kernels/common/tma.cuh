@@ -42,6 +42,28 @@ __device__ __forceinline__ void tma_load_3d_multicast(uint32_t to, const CUtenso
       : "memory");
 }
 
+// The box at `from` in shared memory to coordinates (i0, i1, i2, i3) of a 4-D tensor; what lies outside of
+// the tensor is not written. The thread that starts it commits and waits. What ordinary stores wrote to
+// `from` must have been fenced (tma_store_fence) by its writers, and a barrier passed, before.
+__device__ __forceinline__ void tma_store_4d(const CUtensorMap* map, uint32_t from, int i0, int i1, int i2,
+                                             int i3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n" ::"l"(map),
+      "r"(from), "r"(i0), "r"(i1), "r"(i2), "r"(i3)
+      : "memory");
+}
+__device__ __forceinline__ void tma_store_fence() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+__device__ __forceinline__ void tma_store_commit() {
+  asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
+}
+// Waits until at most kPending of this thread's newest groups of stores still read shared memory.
+template <int kPending>
+__device__ __forceinline__ void tma_store_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(kPending) : "memory");
+}
+
 // im2col: the map's pixels per column, taken in the order w, h, n from (w, h, n) through the map's bounding
 // box, each displaced by the filter offset (s, r); channels from c.
 __device__ __forceinline__ void tma_load_im2col(uint32_t to, const CUtensorMap* map, uint32_t barrier, int c,

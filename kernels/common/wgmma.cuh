@@ -121,6 +121,24 @@ struct Wgmma<128, kTransposeA, kTransposeB> {
 };
 
 template <int kTransposeA, int kTransposeB>
+struct Wgmma<160, kTransposeA, kTransposeB> {
+  __device__ __forceinline__ static void multiply(float (&d)[80], uint64_t a, uint64_t b, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %82, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+        "}, %80, %81, p, 1, 1, %83, %84;\n}\n"
+        : KILN_WGMMA_8(0), KILN_WGMMA_8(8), KILN_WGMMA_8(16), KILN_WGMMA_8(24), KILN_WGMMA_8(32),
+          KILN_WGMMA_8(40), KILN_WGMMA_8(48), KILN_WGMMA_8(56), KILN_WGMMA_8(64), KILN_WGMMA_8(72)
+        : "l"(a), "l"(b), "r"(add), "n"(kTransposeA), "n"(kTransposeB));
+  }
+};
+
+template <int kTransposeA, int kTransposeB>
 struct Wgmma<192, kTransposeA, kTransposeB> {
   __device__ __forceinline__ static void multiply(float (&d)[96], uint64_t a, uint64_t b, int add) {
     asm volatile(

@@ -10,6 +10,7 @@
 // in groups of 4 x 4, so that a group is one 16-byte read and the lanes of a warp read neighbouring groups.
 #pragma once
 
+#include "kernels/common/fast_divisor.cuh"
 #include "kernels/common/vec.cuh"
 
 namespace kiln {
@@ -46,23 +47,6 @@ template <int V>
 __host__ __device__ constexpr int swizzle(int d) {
   return V == 0 ? 0 : V == 1 ? d % 4 * 8 : d / V % 2 * 16;
 }
-
-// Division by an invariant divisor through a multiplication, for dividends below 2^31 (Granlund and
-// Montgomery, "Division by invariant integers using multiplication", 1994).
-class FastDivisor {
- public:
-  __host__ __device__ explicit FastDivisor(unsigned divisor) {
-    while ((1u << shift_) < divisor) ++shift_;
-    factor_ = static_cast<unsigned>((((1ull << shift_) - divisor) << 32) / divisor + 1);
-  }
-  __device__ int divide(int a) const {
-    const auto n = static_cast<unsigned>(a);
-    return static_cast<int>((__umulhi(n, factor_) + n) >> shift_);
-  }
-
- private:
-  unsigned factor_, shift_ = 0;
-};
 
 // Which elements a thread moves when the source is contiguous along d and the slice wants it across: `vector`
 // of kDepth / V along d, rows row(0..kPasses-1) of kRows. Neighbouring lanes take neighbouring vectors of a

@@ -159,24 +159,22 @@ __device__ __forceinline__ void multiply_stage(float (&acc)[Config::kMTiles][Con
   }
 }
 
-// Writes 16 rows x kColumnSpan columns, a warp's share, from its accumulators `acc` (those of the first
-// column on) to `out` through the warp's own staging tile, so that a thread stores 16 bytes and a row's
-// stores join. fwd adds the bias, dgrad the old values where it accumulates; one rounding either way.
-template <class Config, bool kDgrad>
-__device__ __forceinline__ void store_slice(const float* acc, unsigned char* staging, int first_row,
-                                            int first_column, const float* __restrict__ bias,
-                                            bf16* __restrict__ out, const WgmmaShape& g) {
+// Writes 16 rows x kColumnSpan columns, a warp's share, from its accumulators `acc` (those of `first_column`
+// on) through the warp's own staging tile, so that a thread stores 16 bytes and a row's stores join. A thread
+// moves chunk lane % kChunks of rows lane / kChunks + i * kRowsAtOnce: `global(i)` is its place in global
+// memory, null beyond the edge. fwd adds the bias, dgrad the old values where it accumulates; one rounding
+// either way.
+template <class Config, bool kDgrad, class Global>
+__device__ __forceinline__ void store_slice_at(const float* acc, unsigned char* staging, int first_column,
+                                               const float* __restrict__ bias, int columns, bool accumulate,
+                                               const Global& global) {
   using Tile = SwizzledTile<Config::kColumnSpan>;
   constexpr int kChunks = Config::kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
   const int lane = threadIdx.x % 32;
-  const auto global = [&](int i) -> bf16* {  // chunk i of this thread, or null beyond the edge
-    const int row = first_row + i * kRowsAtOnce + lane / kChunks, column = first_column + lane % kChunks * 8;
-    return row < g.rows && column < g.columns ? out + static_cast<size_t>(row) * g.columns + column : nullptr;
-  };
   const auto staged = [&](int i) {
     return reinterpret_cast<bf16*>(staging + Tile::offset(i * kRowsAtOnce + lane / kChunks, lane % kChunks));
   };
-  if (kDgrad && g.accumulate) {
+  if (kDgrad && accumulate) {
 #pragma unroll
     for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
       if (const bf16* from = global(i)) Vec<bf16, 8>::load(from).store(staged(i));
@@ -187,13 +185,12 @@ __device__ __forceinline__ void store_slice(const float* acc, unsigned char* sta
   for (int j = 0; j < kChunks; ++j) {
     const int column = first_column + j * 8 + 2 * (lane % 4);
     float2 add = make_float2(0.0f, 0.0f);
-    if (!kDgrad && bias != nullptr && column < g.columns)
-      add = *reinterpret_cast<const float2*>(bias + column);
+    if (!kDgrad && bias != nullptr && column < columns) add = *reinterpret_cast<const float2*>(bias + column);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       auto* pair =
           reinterpret_cast<__nv_bfloat162*>(staging + Tile::offset(lane / 4 + 8 * half, j)) + lane % 4;
-      if (kDgrad && g.accumulate) add = __bfloat1622float2(*pair);
+      if (kDgrad && accumulate) add = __bfloat1622float2(*pair);
       *pair = __floats2bfloat162_rn(acc[4 * j + 2 * half] + add.x, acc[4 * j + 2 * half + 1] + add.y);
     }
   }
@@ -203,6 +200,20 @@ __device__ __forceinline__ void store_slice(const float* acc, unsigned char* sta
     if (bf16* to = global(i)) Vec<bf16, 8>::load(staged(i)).store(to);
   }
   __syncwarp();  // read by the warp: the next slice may overwrite it
+}
+
+// The same to rows that follow each other in `out`.
+template <class Config, bool kDgrad>
+__device__ __forceinline__ void store_slice(const float* acc, unsigned char* staging, int first_row,
+                                            int first_column, const float* __restrict__ bias,
+                                            bf16* __restrict__ out, const WgmmaShape& g) {
+  constexpr int kChunks = Config::kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
+  const int lane = threadIdx.x % 32;
+  const auto global = [&](int i) -> bf16* {  // chunk i of this thread, or null beyond the edge
+    const int row = first_row + i * kRowsAtOnce + lane / kChunks, column = first_column + lane % kChunks * 8;
+    return row < g.rows && column < g.columns ? out + static_cast<size_t>(row) * g.columns + column : nullptr;
+  };
+  store_slice_at<Config, kDgrad>(acc, staging, first_column, bias, g.columns, g.accumulate, global);
 }
 
 // Writes a warpgroup's accumulators: kMTiles x 64 rows from `first_row`, kBN columns.

@@ -1,10 +1,12 @@
-// Host side of the halo variant of the wgmma gathered product: when it applies, its maps and tile shapes.
+// Host side of the wgmma products that share copies of the source among filter taps: the halo of whole map
+// rows, where it fits, else the sweep over padded maps.
 #pragma once
 
 #include <limits>
 
 #include "kernels/conv2d/conv2d_wgmma_halo.cuh"
 #include "kernels/conv2d/conv2d_wgmma_plan.cuh"
+#include "kernels/conv2d/conv2d_wgmma_sweep_plan.cuh"
 
 namespace kiln {
 
@@ -81,25 +83,60 @@ using HaloNarrow =
 using HaloTall = HaloConfig<256, 128, 3, 5, 320>;
 using HaloWide = HaloConfig<128, 256, 3, 4, 192>;
 
+// Whether a halo of whole map rows serves the product: the summed channels fill most of their slices.
+inline bool halo_serves(const WgmmaShape& g) {
+  if (g.r < 2 || 4 * g.src_c < 3 * 64 * ceil_div(g.src_c, 64)) return false;
+  return halo_layout<HaloNarrow>(g).fits || halo_layout<HaloWide>(g).fits;
+}
+
+// Where the halo serves, the sweep is taken unasked only if it is thought to be a quarter faster.
+inline bool sweep_instead(const WgmmaGather& gather) {
+  if (!halo_serves(gather.shape)) return true;
+  return 1.25 * SweepTiles::cost(gather) <
+         std::min({halo_cost<HaloNarrow>(gather), halo_cost<HaloTall>(gather), halo_cost<HaloWide>(gather)});
+}
+
 template <bool kDgrad>
-const std::vector<WgmmaCandidate>& halo_candidates() {
-  static const std::vector<WgmmaCandidate> all = {halo_candidate<HaloNarrow, kDgrad>(),
-                                                  halo_candidate<HaloTall, kDgrad>(),
-                                                  halo_candidate<HaloWide, kDgrad>()};
+std::vector<WgmmaCandidate> halo_candidates(const WgmmaGather& gather) {
+  std::vector<WgmmaCandidate> all;
+  if (halo_serves(gather.shape)) {
+    all = {halo_candidate<HaloNarrow, kDgrad>(), halo_candidate<HaloTall, kDgrad>(),
+           halo_candidate<HaloWide, kDgrad>()};
+  }
+  SweepTiles::append<kDgrad>(all, sweep_instead(gather));
   return all;
+}
+
+// Worth a try: those thought to take at most twice the time of the best.
+template <bool kDgrad>
+std::vector<std::string> halo_configs(const WgmmaGather& gather) {
+  std::vector<WgmmaCandidate> all = halo_candidates<kDgrad>(gather);
+  double best = std::numeric_limits<double>::infinity();
+  for (const WgmmaCandidate& candidate : all) best = std::min(best, candidate.cost(gather));
+  std::erase_if(all, [&](const WgmmaCandidate& candidate) { return candidate.cost(gather) > 2 * best; });
+  return wgmma_configs(all, gather);
 }
 
 // Beyond the rules of the gathered product.
 inline Support halo_supports(const WgmmaGather& gather) {
   const WgmmaShape& g = gather.shape;
   if (g.stride_h != 1 || g.stride_w != 1) return Support::no("stride must be 1");
-  if (g.r < 2) return Support::no("a filter of one row shares no rows");
-  if (4 * g.src_c < 3 * 64 * ceil_div(g.src_c, 64))
-    return Support::no("the summed channels must fill three quarters of their slices of 64");
-  return Support::require(
-      halo_layout<HaloNarrow>(g).fits || halo_layout<HaloWide>(g).fits,
-      "whole rows of the output map, a multiple of 8 pixels wide, must make a tile of 256 or 128 "
-      "pixels, with a halo of at most 320 or 192");
+  if (g.r * g.s < 2) return Support::no("a filter of one tap shares nothing");
+  return Support::require(halo_serves(g) || std::isfinite(SweepTiles::cost(gather)),
+                          "the pixels of a tile and those that the filter adds must fit in shared memory");
+}
+
+// Whether it is thought to beat the product that gathers its source for every tap; never where the sweep
+// multiplies half as many rows again as there are pixels.
+inline bool halo_preferred(const WgmmaGather& gather) {
+  if (halo_serves(gather.shape)) return true;
+  if (2.0 * sweep_rows(gather) > 3.0 * gather.shape.rows) return false;
+  const double gathered = std::min(
+      {wgmma_cost<WgmmaConfig<128, 256, 64, 4>>(gather), wgmma_cost<WgmmaConfig<256, 128, 64, 4>>(gather),
+       wgmma_cost<WgmmaConfig<128, 128, 64, 6>>(gather), wgmma_cost<WgmmaConfig<256, 64, 64, 5>>(gather),
+       wgmma_cost<WgmmaConfig<256, 32, 64, 5>>(gather), wgmma_cost<WgmmaConfig<256, 128, 32, 8>>(gather),
+       wgmma_cost<WgmmaConfig<256, 64, 32, 8>>(gather), wgmma_cost<WgmmaConfig<256, 32, 32, 8>>(gather)});
+  return SweepTiles::cost(gather) < gathered;
 }
 
 }  // namespace kiln

@@ -192,21 +192,26 @@ Bound wgmma_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
                              wgmma_grid<Config>(g, gather.multiprocessors));
 }
 
-// Clocks that a launch is thought to take: waves of tiles, each as long as its products or its reads of L2
-// take, and its stores. Only ratios matter; the constants are the H100's (4096 FLOP, about 38 bytes of L2 a
-// clock and multiprocessor; narrow products run below the full rate). `read_bytes`: a tile's, over all steps.
+// Clocks that a tile of `steps` stages is thought to take: as long as its products or its reads of L2, and
+// its stores. Only ratios matter; the constants are the H100's (4096 FLOP, about 38 bytes of L2 a clock and
+// multiprocessor; narrow products run below the full rate). `read_bytes`: over all steps.
 template <class Config>
-double wgmma_launch_cost(const WgmmaShape& g, double read_bytes, int multiprocessors) {
+double wgmma_tile_cost(int steps, double read_bytes) {
   constexpr double kRate = Config::kBN >= 256   ? 1.0
                            : Config::kBN >= 128 ? 0.92
                            : Config::kBN >= 64  ? 0.85
                                                 : 0.6;
   constexpr double kProducts = 2.0 * Config::kBM * Config::kBN * Config::kBK / (4096 * kRate);
   constexpr double kStores = 600 + 2.0 * Config::kBM * Config::kBN / 38;
+  return std::max(steps * kProducts, read_bytes / 38) + kStores;
+}
+
+// Clocks of a launch: waves of tiles. `read_bytes`: a tile's.
+template <class Config>
+double wgmma_launch_cost(const WgmmaShape& g, double read_bytes, int multiprocessors) {
   const long long items = 1LL * ceil_div(g.row_tiles, Config::kCluster) * g.column_tiles;
   const long long clusters = wgmma_grid<Config>(g, multiprocessors) / Config::kCluster;
-  return static_cast<double>(ceil_div(items, clusters)) *
-         (std::max(g.steps * kProducts, read_bytes / 38) + kStores);
+  return static_cast<double>(ceil_div(items, clusters)) * wgmma_tile_cost<Config>(g.steps, read_bytes);
 }
 
 template <class Config>
@@ -217,13 +222,15 @@ double wgmma_cost(const WgmmaGather& gather) {
 }
 
 // A compiled tile shape: what follows "wgmma:" in a choice.
-struct WgmmaCandidate {
+template <class Gather>
+struct WgmmaCandidateOf {
   std::string name;  // "128x256x64_s4", with clusters "128x256x64_s4_c2"
   bool automatic;    // taken unasked
-  double (*cost)(const WgmmaGather&);
+  double (*cost)(const Gather&);
   void (*prepare)();
-  Bound (*bind)(const WgmmaGather&, const WgmmaBuffers&);
+  Bound (*bind)(const Gather&, const WgmmaBuffers&);
 };
+using WgmmaCandidate = WgmmaCandidateOf<WgmmaGather>;
 
 template <class Config, bool kDgrad>
 WgmmaCandidate wgmma_candidate() {
@@ -250,11 +257,12 @@ const std::vector<WgmmaCandidate>& wgmma_candidates() {
 }
 
 // The named tile shape, or for an empty name the automatic one of the least cost.
-inline const WgmmaCandidate& choose_wgmma(const std::vector<WgmmaCandidate>& candidates,
-                                          const WgmmaGather& gather, std::string_view name) {
-  const WgmmaCandidate* best = nullptr;
+template <class Gather>
+const WgmmaCandidateOf<Gather>& choose_wgmma(const std::vector<WgmmaCandidateOf<Gather>>& candidates,
+                                             const Gather& gather, std::string_view name) {
+  const WgmmaCandidateOf<Gather>* best = nullptr;
   std::string known;
-  for (const WgmmaCandidate& candidate : candidates) {
+  for (const auto& candidate : candidates) {
     if (candidate.name == name) return candidate;
     known += (known.empty() ? "" : ", ") + candidate.name;
     if (candidate.automatic && (!best || candidate.cost(gather) < best->cost(gather))) best = &candidate;
@@ -264,25 +272,25 @@ inline const WgmmaCandidate& choose_wgmma(const std::vector<WgmmaCandidate>& can
 }
 
 // The tile shapes that take the problem, the least cost first.
-inline std::vector<std::string> wgmma_configs(const std::vector<WgmmaCandidate>& candidates,
-                                              const WgmmaGather& gather) {
-  std::vector<const WgmmaCandidate*> fitting;
-  for (const WgmmaCandidate& candidate : candidates) {
+template <class Gather>
+std::vector<std::string> wgmma_configs(const std::vector<WgmmaCandidateOf<Gather>>& candidates,
+                                       const Gather& gather) {
+  std::vector<const WgmmaCandidateOf<Gather>*> fitting;
+  for (const auto& candidate : candidates) {
     if (std::isfinite(candidate.cost(gather))) fitting.push_back(&candidate);
   }
-  std::stable_sort(fitting.begin(), fitting.end(), [&](const WgmmaCandidate* a, const WgmmaCandidate* b) {
-    return a->cost(gather) < b->cost(gather);
-  });
+  std::stable_sort(fitting.begin(), fitting.end(),
+                   [&](const auto* a, const auto* b) { return a->cost(gather) < b->cost(gather); });
   std::vector<std::string> names;
-  for (const WgmmaCandidate* candidate : fitting) names.push_back(candidate->name);
+  for (const auto* candidate : fitting) names.push_back(candidate->name);
   return names;
 }
 
 // The plan of a pass: `buffers(args)` names the pass's tensors.
-template <class Args>
-Plan<Args> wgmma_plan(const std::vector<WgmmaCandidate>& candidates, const WgmmaGather& gather,
+template <class Args, class Gather>
+Plan<Args> wgmma_plan(const std::vector<WgmmaCandidateOf<Gather>>& candidates, const Gather& gather,
                       std::string_view config, WgmmaBuffers (*buffers)(const Args&)) {
-  const WgmmaCandidate& tile = choose_wgmma(candidates, gather, config);
+  const WgmmaCandidateOf<Gather>& tile = choose_wgmma(candidates, gather, config);
   tile.prepare();
   return Plan<Args>(0, [gather, bind = tile.bind, buffers](const Args& args, void*) {
     require_aligned_args(&args, sizeof args);

@@ -6,10 +6,9 @@
 // fixed order. A block: 128 x 128 or 64 x 192 outputs, eight warps, four cp.async stages, at most 64 KiB of
 // shared memory. Needs bf16, channels in multiples of 8, no dbias. Deterministic. Mirrors
 // cpu_reference/conv2d_naive.cpp.
-#include "kernels/common/check.h"
-#include "kernels/common/grid.h"
 #include "kernels/conv2d/conv2d.h"
 #include "kernels/conv2d/conv2d_mma_sync.cuh"
+#include "kernels/conv2d/conv2d_split_sum.cuh"
 
 namespace kiln {
 namespace {
@@ -128,24 +127,6 @@ __global__ __launch_bounds__(Config::kThreads, 2) void conv2d_wgrad_mma_sync_ker
   }
 }
 
-constexpr int kSumThreads = 256;
-
-// A thread sums four neighbouring outputs over the splits, first to last.
-__global__ __launch_bounds__(kSumThreads) void conv2d_wgrad_mma_sync_sum_kernel(
-    const float* __restrict__ partial,  // [splits,outputs]
-    float* __restrict__ dw,             // [outputs]
-    int outputs, int splits) {
-  const int i = (blockIdx.x * kSumThreads + threadIdx.x) * 4;
-  if (i >= outputs) return;
-  float4 sum = *reinterpret_cast<const float4*>(partial + i);
-#pragma unroll 4
-  for (int split = 1; split < splits; ++split) {
-    const float4 v = *reinterpret_cast<const float4*>(partial + static_cast<size_t>(split) * outputs + i);
-    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-  }
-  *reinterpret_cast<float4*>(dw + i) = sum;
-}
-
 Support supports(const Conv2dProblem& p, const Device&) {
   if (p.dtype != DType::kBF16) return Support::no("dtype must be bf16");
   if (p.bias) return Support::no("dbias is not computed");
@@ -172,9 +153,10 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device) {
                   .pad_h = p.pad_h,
                   .pad_w = p.pad_w};
   const int tiles = ceil_div(g.columns, Config::kBN) * ceil_div(g.k, Config::kBM);
-  // Two blocks a multiprocessor, but at least eight stages of work each.
+  // Two blocks a multiprocessor and no chain of additions too long, but at least eight stages of work each.
   const int most = std::max(1, g.pixels / (8 * Config::kBK));
-  const int wanted = std::clamp(2 * device.multiprocessors / tiles, 1, most);
+  const int least = ceil_div(g.pixels, longest_chain(g.pixels, 2048));
+  const int wanted = std::clamp(std::max(2 * device.multiprocessors / tiles, least), 1, most);
   g.pixels_per_split = ceil_div(ceil_div(g.pixels, wanted), Config::kBK) * Config::kBK;
   const int splits = ceil_div(g.pixels, g.pixels_per_split);
   const int outputs = g.k * g.columns;
@@ -191,11 +173,7 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device) {
         kernel<<<grid, Config::kThreads, Config::kPipelineBytes, cuda_stream(stream)>>>(
             static_cast<const bf16*>(a.dy), static_cast<const bf16*>(a.x), partial, g);
         check_launch("conv2d_wgrad_mma_sync_kernel");
-        if (splits > 1) {
-          conv2d_wgrad_mma_sync_sum_kernel<<<grid_for(outputs, 4 * kSumThreads), kSumThreads, 0,
-                                             cuda_stream(stream)>>>(partial, dw, outputs, splits);
-          check_launch("conv2d_wgrad_mma_sync_sum_kernel");
-        }
+        if (splits > 1) sum_splits(partial, splits, outputs, dw, stream);
       });
 }
 

@@ -1,14 +1,15 @@
 // conv2d wgrad: dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, p*sh+r-ph, q*sw+s-pw, c], dbias[k] = sum
 // dy[n,p,q,k], on Hopper's tensor cores.
 //
-// Implicit GEMM whose sum runs over output pixels, see conv2d_wgrad_wgmma.cuh: dy's tile is cut by TMA, x's
-// is gathered by its im2col mode, and wgmma reads both across their rows. Pixels are split over blocks to
-// fill the chip; each split writes fp32 sums to the workspace and a second kernel adds them in fixed order;
-// dbias likewise. One block a multiprocessor, 177 to 225 KiB of shared memory. Config "wgmma:128x256x64_s4":
-// output channels x columns x pixels of a stage, stages. Needs compute capability 9.0, bf16, channels in
-// multiples of 8. Deterministic. Mirrors cpu_reference/conv2d_naive.cpp.
+// Implicit GEMM whose sum runs over output pixels, see conv2d_wgrad_wgmma.cuh: TMA cuts the tiles and wgmma
+// reads both across their rows. A tile's sum is cut into parts to fill the chip; each part writes fp32 sums
+// to the workspace and a second kernel adds them in fixed order; dbias likewise. One block a multiprocessor,
+// 177 to 225 KiB of shared memory. Config "128x256x64_s4_images": output channels x columns x pixels of a
+// stage, stages; walk. Needs compute capability 9.0, bf16, channels in multiples of 8. Deterministic. Mirrors
+// cpu_reference/conv2d_naive.cpp.
 #include "kernels/conv2d/conv2d_wgrad_wgmma.cuh"
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -29,16 +30,32 @@ Support supports(const Conv2dProblem& p, const Device& device) {
   return Support::require(p.stride_h <= 8 && p.stride_w <= 8, "strides must be at most 8 (im2col steps)");
 }
 
-// A tile shape applied to a problem.
+constexpr int kShortestChain = 5120;  // see longest_chain
+
+enum class Walk { kPixels, kImages };
+
+// A 1x1 filter over whole maps is a plain product: every pixel counts as an image.
+bool is_plain(const Conv2dProblem& p) {
+  return p.r == 1 && p.s == 1 && p.stride_h == 1 && p.stride_w == 1 && p.pad_h == 0 && p.pad_w == 0;
+}
+
+Conv2dProblem walked(Conv2dProblem p, Walk walk) {
+  if (walk == Walk::kImages && is_plain(p)) p.n *= p.h * p.w, p.h = p.w = 1;
+  return p;
+}
+
+// A tile shape and a walk applied to a problem; `problem` is the walked one.
 template <class Config>
 struct Layout {
   WgradWgmmaShape shape;
-  Split split;
-  dim3 grid;
+  int blocks = 0, parts = 0;  // of the grid; most of a tile
+  double cost = 0;
 
-  Layout(const Conv2dProblem& p, const Device& device)
-      : shape{.pixels = p.n * p.p() * p.q(),
-              .pixels_per_split = 0,
+  Layout(const Conv2dProblem& p, Walk walk, const Device& device)
+      : shape{.by_image = walk == Walk::kImages,
+              .blocks = ceil_div(walk == Walk::kImages ? p.n : p.n * p.p() * p.q(), Config::kBK),
+              .h = p.h,
+              .w = p.w,
               .p = p.p(),
               .q = p.q(),
               .stride_h = p.stride_h,
@@ -50,37 +67,74 @@ struct Layout {
               .s = p.s,
               .slices = ceil_div(p.c, Config::kSpan),
               .column_boxes = p.r * p.s * ceil_div(p.c, Config::kSpan),
-              .columns = p.r * p.s * p.c} {
-    const int column_tiles = ceil_div(shape.column_boxes, Config::kBBoxes),
-              row_tiles = ceil_div(p.k, Config::kBM);
-    split = choose_split(shape.pixels, Config::kBK, 1LL * column_tiles * row_tiles, device.multiprocessors,
-                         1LL * shape.k * shape.columns);
-    shape.pixels_per_split = split.length;
-    grid = dim3(column_tiles, row_tiles, split.count);
+              .columns = p.r * p.s * p.c,
+              .tile_boxes = Config::kBBoxes,
+              .row_tiles = ceil_div(p.k, Config::kBM),
+              .part_steps = std::numeric_limits<int>::max()} {
+    std::vector<int> lengths;  // of the column tiles
+    for (int box = 0; box < shape.column_boxes; box += Config::kBBoxes) {
+      lengths.push_back(wgrad_window(shape, box).steps);
+    }
+    std::vector<int> distinct = lengths;
+    std::sort(distinct.begin(), distinct.end());
+    distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+    const int longest = std::max(distinct.back(), 1);
+    const int chain = longest_chain(p.n * p.p() * p.q(), kShortestChain) / Config::kBK;
+    const long long most =
+        std::clamp((32LL << 20) / (1LL * shape.k * shape.columns), 1LL, 4LL * device.multiprocessors);
+    choose(lengths, ceil_div(longest, static_cast<int>(std::min<long long>(most, longest))), device);
+    for (const int length : distinct) {
+      for (int count = 1; count <= most && length >= 8 * count; ++count) {
+        const int steps = ceil_div(length, count);
+        if (steps <= chain && ceil_div(longest, steps) <= most) choose(lengths, steps, device);
+      }
+    }
   }
 
-  // Clocks the kernels are thought to take (H100; only ratios matter): waves of tiles, each as long as its
-  // products or its reads of L2 take, and its stores; then the sum over splits.
-  double cost(const Device& device) const {
+ private:
+  // Clocks of a step (H100; only ratios matter): its products, its reads of L2, its copies, of which im2col
+  // mode makes a row of 32 or 64 channels in about five.
+  double step_clocks() const {
     constexpr double kRate = Config::kN >= 192 ? 1.0 : Config::kN >= 96 ? 0.92 : 0.85;
     constexpr double kProducts = 2.0 * Config::kBM * Config::kBN * Config::kBK / (4096 * kRate);
-    constexpr double kReads = Config::kStageBytes / 38.0;
+    const int a_boxes = std::min(Config::kABoxes, ceil_div(shape.k, 64));
+    const int b_boxes = std::min(Config::kBBoxes, shape.column_boxes);
+    const double reads = (a_boxes * Config::kABoxBytes + b_boxes * Config::kBBoxBytes) / 38.0;
+    const double copies = Config::kBK * (shape.by_image ? 2.0 * (a_boxes + b_boxes) : 5.0 * b_boxes);
+    return std::max({kProducts, reads, copies});
+  }
+
+  // Takes parts of at most `steps` if nothing so far is faster: waves of blocks, then the sum over parts.
+  void choose(const std::vector<int>& lengths, int steps, const Device& device) {
     constexpr double kStores = 1000 + 4.0 * Config::kBM * Config::kBN / 20;
-    const long long blocks = 1LL * grid.x * grid.y * grid.z;
-    const double waves = static_cast<double>(ceil_div(blocks, device.multiprocessors));
+    long long count = 0, summed = 0;
+    int longest_part = 0, most_parts = 1;
+    for (const int length : lengths) {
+      const int tile_parts = std::max(1, ceil_div(length, steps));
+      count += 1LL * tile_parts * shape.row_tiles;
+      summed += tile_parts > 1 ? tile_parts : 0;
+      longest_part = std::max(longest_part, ceil_div(length, tile_parts));
+      most_parts = std::max(most_parts, tile_parts);
+    }
+    const double share = 1.0 * shape.k * shape.columns / static_cast<double>(lengths.size());
     const double sum =
-        split.count > 1 ? 5000 + 4.0 * split.count * shape.k * shape.columns / (15.0 * device.multiprocessors)
-                        : 0;
-    return waves * (ceil_div(split.length, Config::kBK) * std::max(kProducts, kReads) + kStores) + sum;
+        summed ? 5000 + 4.0 * static_cast<double>(summed) * share / (15.0 * device.multiprocessors) : 0;
+    const double waves = static_cast<double>(ceil_div(count, device.multiprocessors));
+    const double clocks = waves * (longest_part * step_clocks() + kStores) + sum;
+    if (blocks > 0 && clocks >= cost) return;
+    shape.part_steps = steps;
+    blocks = static_cast<int>(count);
+    parts = most_parts;
+    cost = clocks;
   }
 };
 
 template <class Config>
-double cost_of(const Conv2dProblem& p, const Device& device) {
-  return Layout<Config>(p, device).cost(device);
+double cost_of(const Conv2dProblem& p, Walk walk, const Device& device) {
+  return Layout<Config>(walked(p, walk), walk, device).cost;
 }
 
-Im2colMap x_map(const Conv2dProblem& p, const void* x, int channels, int pixels) {
+Im2colMap im2col_map(const Conv2dProblem& p, const void* x, int channels, int pixels) {
   return {.base = x,
           .c = p.c,
           .w = p.w,
@@ -97,66 +151,111 @@ Im2colMap x_map(const Conv2dProblem& p, const void* x, int channels, int pixels)
           .pixels = pixels};
 }
 
-TiledMap<3> dy_map(const Conv2dProblem& p, const void* dy, uint32_t pixels) {
+// [n][h][w][c] with `pixel` elements from one pixel to the next; boxes of one position in `rows` images.
+TiledMap<4> image_map(const void* base, int n, int h, int w, int c, uint64_t pixel, uint32_t channels,
+                      uint32_t rows) {
+  const uint64_t height = h, width = w;
+  return {.base = base,
+          .sizes = {static_cast<uint64_t>(c), width, height, static_cast<uint64_t>(n)},
+          .strides = {pixel, pixel * width, pixel * width * height},
+          .box = {channels, 1, 1, rows}};
+}
+
+CUtensorMap dy_map(const Conv2dProblem& p, Walk walk, const void* dy, uint32_t pixels) {
+  if (walk == Walk::kImages) return make_tiled_map(image_map(dy, p.n, p.p(), p.q(), p.k, p.k, 64, pixels));
   const uint64_t k = p.k, rows = static_cast<uint64_t>(p.n) * p.p() * p.q();
-  return {.base = dy, .sizes = {k, rows, 1}, .strides = {k, k * rows}, .box = {64, pixels, 1}};
+  return make_tiled_map(TiledMap<4>{
+      .base = dy, .sizes = {k, rows, 1, 1}, .strides = {k, k * rows, k * rows}, .box = {64, pixels, 1, 1}});
 }
 
 template <class Config>
-Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device) {
-  const Layout<Config> layout(p, device);
+CUtensorMap x_map(const Conv2dProblem& p, Walk walk, const void* x) {
+  if (walk == Walk::kPixels) return make_im2col_map(im2col_map(p, x, Config::kSpan, Config::kBK));
+  return make_tiled_map(image_map(x, p.n, p.h, p.w, p.c, p.x_channels(), Config::kSpan, Config::kBK));
+}
+
+template <class Config>
+Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& problem, Walk walk, const Device& device) {
+  const Conv2dProblem p = walked(problem, walk);
+  const Layout<Config> layout(p, walk, device);
   const WgradWgmmaShape g = layout.shape;
-  const int splits = layout.split.count, outputs = g.k * g.columns;
+  const int blocks = layout.blocks, parts = layout.parts, outputs = g.k * g.columns;
+  const int pixels = p.n * p.p() * p.q();
   const auto kernel = conv2d_wgrad_wgmma_kernel<Config>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
              "conv2d_wgrad_wgmma: shared memory");
-  const Split bias_split = choose_split(g.pixels, 64, ceil_div(g.k, 32), 8LL * device.multiprocessors, g.k);
+  const Split bias_split = choose_split(pixels, 64, ceil_div(g.k, 32), 8LL * device.multiprocessors, g.k);
   const size_t bias_floats = p.bias ? static_cast<size_t>(bias_split.count) * g.k : 0;
-  const size_t partial_floats = splits > 1 ? static_cast<size_t>(splits) * outputs : 0;
+  const size_t partial_floats = parts > 1 ? static_cast<size_t>(parts) * outputs : 0;
   return Plan<Conv2dWgrad::Args>(
-      (partial_floats + bias_floats) * sizeof(float),
-      [=, grid = layout.grid](const Conv2dWgrad::Args& a, void* workspace) {
+      (partial_floats + bias_floats) * sizeof(float), [=](const Conv2dWgrad::Args& a, void* workspace) {
         require_aligned_args(&a, sizeof a);
-        const CUtensorMap dy = make_tiled_map(dy_map(p, a.dy, Config::kBK));
-        const CUtensorMap x = make_im2col_map(x_map(p, a.x, Config::kSpan, Config::kBK));
+        const CUtensorMap dy = dy_map(p, walk, a.dy, Config::kBK), x = x_map<Config>(p, walk, a.x);
         float* dw = static_cast<float*>(a.dw);
-        float* scratch = static_cast<float*>(workspace);
-        float* partial = splits > 1 ? scratch : dw;
+        float* partial = static_cast<float*>(workspace);
         return Bound([=](Stream stream) {
-          kernel<<<grid, Config::kThreads, Config::kSmemBytes, cuda_stream(stream)>>>(dy, x, partial, g);
+          kernel<<<blocks, Config::kThreads, Config::kSmemBytes, cuda_stream(stream)>>>(dy, x, partial, dw,
+                                                                                        g);
           check_launch("conv2d_wgrad_wgmma_kernel");
-          if (splits > 1) sum_splits(partial, splits, outputs, dw, stream);
+          if (parts > 1) sum_ranges(partial, parts, WgradRanges{g, Config::kSpan}, outputs, dw, stream);
           if (a.dbias) {
-            sum_rows(static_cast<const bf16*>(a.dy), g.pixels, g.k, bias_split, scratch + partial_floats,
+            sum_rows(static_cast<const bf16*>(a.dy), pixels, g.k, bias_split, partial + partial_floats,
                      static_cast<float*>(a.dbias), stream);
           }
         });
       });
 }
 
-// A compiled tile shape: what follows "wgmma:" in a choice.
+// A compiled tile shape with a walk: what follows "wgmma:" in a choice.
 struct Candidate {
   std::string name;
-  double (*cost)(const Conv2dProblem&, const Device&);
-  Plan<Conv2dWgrad::Args> (*plan)(const Conv2dProblem&, const Device&);
+  Walk walk;
+  double (*cost)(const Conv2dProblem&, Walk, const Device&);
+  Plan<Conv2dWgrad::Args> (*plan)(const Conv2dProblem&, Walk, const Device&);
 };
 
 template <class Config>
-Candidate candidate() {
-  return {std::to_string(Config::kBM) + "x" + std::to_string(Config::kBN) + "x" +
-              std::to_string(Config::kBK) + "_s" + std::to_string(Config::kStages),
-          cost_of<Config>, plan_for<Config>};
+void add_candidates(std::vector<Candidate>& list) {
+  const std::string name = std::to_string(Config::kBM) + "x" + std::to_string(Config::kBN) + "x" +
+                           std::to_string(Config::kBK) + "_s" + std::to_string(Config::kStages);
+  list.push_back({name + "_pixels", Walk::kPixels, cost_of<Config>, plan_for<Config>});
+  list.push_back({name + "_images", Walk::kImages, cost_of<Config>, plan_for<Config>});
+}
+
+std::vector<Candidate> all_candidates() {
+  std::vector<Candidate> list;
+  add_candidates<WgradWgmmaConfig<2, 1, 1, 256, 64, 64, 4>>(list);
+  add_candidates<WgradWgmmaConfig<2, 1, 1, 192, 64, 64, 5>>(list);
+  add_candidates<WgradWgmmaConfig<2, 1, 2, 128, 64, 64, 4>>(list);
+  add_candidates<WgradWgmmaConfig<2, 1, 1, 64, 64, 64, 8>>(list);
+  add_candidates<WgradWgmmaConfig<1, 2, 1, 64, 64, 64, 8>>(list);
+  add_candidates<WgradWgmmaConfig<1, 2, 1, 192, 64, 64, 4>>(list);
+  add_candidates<WgradWgmmaConfig<1, 3, 1, 192, 64, 32, 5>>(list);
+  add_candidates<WgradWgmmaConfig<1, 3, 1, 96, 32, 64, 4>>(list);
+  return list;
 }
 
 const std::vector<Candidate>& candidates() {
-  static const std::vector<Candidate> all = {candidate<WgradWgmmaConfig<2, 1, 1, 256, 64, 64, 4>>(),
-                                             candidate<WgradWgmmaConfig<2, 1, 1, 192, 64, 64, 5>>(),
-                                             candidate<WgradWgmmaConfig<2, 1, 2, 128, 64, 64, 4>>(),
-                                             candidate<WgradWgmmaConfig<2, 1, 1, 64, 64, 64, 8>>(),
-                                             candidate<WgradWgmmaConfig<1, 2, 1, 192, 64, 64, 4>>(),
-                                             candidate<WgradWgmmaConfig<1, 3, 1, 192, 64, 32, 5>>(),
-                                             candidate<WgradWgmmaConfig<1, 3, 1, 96, 32, 64, 4>>()};
+  static const std::vector<Candidate> all = all_candidates();
   return all;
+}
+
+// Walking by image reads short rows far apart, which DRAM is slow at: unasked only over small maps. A plain
+// product needs no im2col mode.
+double cost_unasked(const Candidate& candidate, const Conv2dProblem& p, const Device& device) {
+  const bool plain = is_plain(p), by_image = candidate.walk == Walk::kImages;
+  const bool unfit = by_image ? !plain && p.p() * p.q() > 64 : plain;
+  return (unfit ? 2 : 1) * candidate.cost(p, candidate.walk, device);
+}
+
+const Candidate& best_candidate(const Conv2dProblem& p, const Device& device) {
+  const Candidate* best = nullptr;
+  double best_cost = 0;
+  for (const Candidate& tile : candidates()) {
+    const double cost = cost_unasked(tile, p, device);
+    if (!best || cost < best_cost) best = &tile, best_cost = cost;
+  }
+  return *best;
 }
 
 }  // namespace
@@ -166,23 +265,24 @@ extern const Impl<Conv2dWgrad> conv2d_wgrad_wgmma = {
     .supports = supports,
     .plan =
         [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-          const Candidate* best = nullptr;
-          double best_cost = 0;
+          const Candidate* chosen = config.empty() ? &best_candidate(p, device) : nullptr;
           std::string known;
           for (const Candidate& tile : candidates()) {
-            const double cost = tile.cost(p, device);
-            if (tile.name == config) return tile.plan(p, device);
-            if (!best || cost < best_cost) best = &tile, best_cost = cost;
+            if (tile.name == config) chosen = &tile;
             known += (known.empty() ? "" : ", ") + tile.name;
           }
-          if (!config.empty())
+          if (!chosen)
             fail_usage("conv2d wgmma: unknown tile '" + std::string(config) + "'; known: " + known);
-          return best->plan(p, device);
+          return chosen->plan(p, chosen->walk, device);
         },
     .configs =
-        [](const Conv2dProblem&, const Device&) {
+        [](const Conv2dProblem& p, const Device& device) {
+          const Candidate& best = best_candidate(p, device);
+          const double limit = 2.5 * best.cost(p, best.walk, device);
           std::vector<std::string> names;
-          for (const Candidate& tile : candidates()) names.push_back(tile.name);
+          for (const Candidate& tile : candidates()) {
+            if (tile.cost(p, tile.walk, device) <= limit) names.push_back(tile.name);
+          }
           return names;
         }};
 

@@ -4,13 +4,16 @@
 //   (r,s), c]
 //
 // Both operands have the summed index m as rows in memory, so both tiles are MN-major: boxes of kBK pixels x
-// 64 output channels of dy, and of kBK gathered pixels x kSpan input channels of x for one tap (im2col mode).
-// A column of boxes is a pair (tap, channel slice); the last slice of a tap may be part zeros, which is not
-// stored. A block sums one kBM x kBN tile over one split: lane i of the producer warp starts the copy of box
-// i of each stage, consumer warpgroups are laid out kGroupsM x kGroupsN over the tile, kMTiles x 64 by kN
-// each. The engine's zeros beyond the last image stand for the last split's missing pixels. Deterministic.
+// 64 output channels of dy, and of kBK pixels x kSpan input channels of x for one tap. A column of boxes is a
+// pair (tap, channel slice); the last slice of a tap may be part zeros, which is not stored. A step's kBK
+// pixels are neighbours, gathered by im2col mode (walk "pixels"), or one output position in kBK images (walk
+// "images"): then a tile of one tap leaves out the positions where the tap lies on padding, and each copy is
+// a plain box. A block sums one kBM x kBN tile over one part of its steps: lane i of the producer warp starts
+// the copy of box i of each stage, consumer warpgroups are laid out kGroupsM x kGroupsN over the tile,
+// kMTiles x 64 by kN each. The engine's zeros beyond the last image stand for missing pixels. Deterministic.
 #pragma once
 
+#include "kernels/common/host_device.h"
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
@@ -42,14 +45,62 @@ struct WgradWgmmaConfig {
 };
 
 struct WgradWgmmaShape {
-  int pixels, pixels_per_split;  // N*P*Q; a multiple of kBK
-  int p, q;                      // output map
+  bool by_image;   // the walk
+  int blocks;      // of kBK images, or of kBK pixels
+  int h, w, p, q;  // input and output map
   int stride_h, stride_w, pad_h, pad_w;
   int k, c;          // channels
   int s;             // filter width
   int slices;        // boxes of kSpan channels that cover c
   int column_boxes;  // taps * slices
   int columns;       // R*S*C
+  int tile_boxes;    // boxes of a column tile
+  int row_tiles;
+  int part_steps;  // most steps of a part
+};
+
+// The steps of a column tile: output rows first_p..+p by columns first_q..+q in every block of images.
+struct WgradWindow {
+  int first_p, p, first_q, q;
+  int steps, parts;
+};
+
+// Output positions [first, first + count) of `out` whose input position under filter offset `tap` exists.
+KILN_HOST_DEVICE inline void wgrad_inside(int out, int in, int stride, int pad, int tap, int* first,
+                                          int* count) {
+  const int below = pad - tap, above = in - 1 + pad - tap;
+  *first = below > 0 ? (below + stride - 1) / stride : 0;
+  const int end = above < 0 ? 0 : above / stride + 1;
+  *count = (end < out ? end : out) - *first;
+  if (*count < 0) *count = 0;
+}
+
+KILN_HOST_DEVICE inline WgradWindow wgrad_window(const WgradWgmmaShape& g, int first_box) {
+  WgradWindow window = {0, 1, 0, 1, g.blocks, 1};
+  if (g.by_image) {
+    const int beyond = first_box + g.tile_boxes;
+    const int tap = first_box / g.slices, last = (beyond < g.column_boxes ? beyond : g.column_boxes) - 1;
+    window.p = g.p;
+    window.q = g.q;
+    if (last / g.slices == tap) {
+      wgrad_inside(g.p, g.h, g.stride_h, g.pad_h, tap / g.s, &window.first_p, &window.p);
+      wgrad_inside(g.q, g.w, g.stride_w, g.pad_w, tap % g.s, &window.first_q, &window.q);
+    }
+    window.steps *= window.p * window.q;
+  }
+  if (window.steps > g.part_steps) window.parts = (window.steps + g.part_steps - 1) / g.part_steps;
+  return window;
+}
+
+// Parts of the tile that holds element i of dw; 0 where the only part has written dw.
+struct WgradRanges {
+  WgradWgmmaShape g;
+  int span;
+  __device__ __forceinline__ int operator()(int i) const {
+    const int column = i % g.columns, box = column / g.c * g.slices + column % g.c / span;
+    const int parts = wgrad_window(g, box / g.tile_boxes * g.tile_boxes).parts;
+    return parts > 1 ? parts : 0;
+  }
 };
 
 template <class Config>
@@ -63,29 +114,77 @@ struct WgradWgmmaSmem {
   __device__ __forceinline__ uint32_t empty(int stage) const { return full(Config::kStages + stage); }
 };
 
-// The producer warp. Every lane waits for the stage; lane 0 announces all of its bytes, which may come before
-// or after bytes have arrived: the phase cannot end before lane 0's arrival.
+// What a block does.
+struct WgradWork {
+  WgradWindow window;
+  int first_k, first_box;
+  int part, first_step, steps;
+};
+
+// Blocks go through the column tiles, in one through its parts, in one through the row tiles.
+template <class Config>
+__device__ __forceinline__ WgradWork wgrad_work(const WgradWgmmaShape& g) {
+  WgradWork work = {};
+  int block = blockIdx.x;
+  for (;; work.first_box += Config::kBBoxes) {
+    work.window = wgrad_window(g, work.first_box);
+    const int blocks = work.window.parts * g.row_tiles;
+    if (block < blocks) break;
+    block -= blocks;
+  }
+  work.part = block / g.row_tiles;
+  work.first_k = block % g.row_tiles * Config::kBM;
+  const long long steps = work.window.steps;
+  work.first_step = static_cast<int>(steps * work.part / work.window.parts);
+  work.steps = static_cast<int>(steps * (work.part + 1) / work.window.parts) - work.first_step;
+  return work;
+}
+
+// The producer warp: a box a lane, those beyond the last output channel or column are left out (their
+// products are not stored). Every lane waits for the stage; lane 0 announces all of its bytes, which may come
+// before or after bytes have arrived: the phase cannot end before lane 0's arrival.
 template <class Config>
 __device__ __forceinline__ void wgrad_produce(const CUtensorMap* dy, const CUtensorMap* x,
-                                              WgradWgmmaSmem<Config> smem, int first_k, int first_box,
-                                              int first_pixel, int steps, const WgradWgmmaShape& g) {
+                                              WgradWgmmaSmem<Config> smem, const WgradWork& work,
+                                              const WgradWgmmaShape& g) {
   const int lane = threadIdx.x % 32, b_box = lane - Config::kABoxes;
-  const int box = min(first_box + max(b_box, 0), g.column_boxes - 1);  // boxes beyond the last: not stored
-  const int tap = box / g.slices, c0 = box % g.slices * Config::kSpan;
+  const int a_boxes = min(Config::kABoxes, (g.k - work.first_k + 63) / 64);
+  const int b_boxes = min(Config::kBBoxes, g.column_boxes - work.first_box);
+  const uint32_t bytes = a_boxes * Config::kABoxBytes + b_boxes * Config::kBBoxBytes;
+  const int box = work.first_box + max(b_box, 0), tap = box / g.slices, c0 = box % g.slices * Config::kSpan;
   const int r = tap / g.s, s = tap % g.s;
+  const WgradWindow& window = work.window;
+  const int width = max(window.q, 1), height = max(window.p, 1);
+  int q = work.first_step % width, p = work.first_step / width % height;
+  int block = work.first_step / width / height;
   RingPosition<Config::kStages> at;
-  for (int step = 0, pixel = first_pixel; step < steps; ++step, pixel += Config::kBK, at.advance()) {
-    const int image = pixel / (g.p * g.q), position = pixel % (g.p * g.q);
-    const int h = position / g.q * g.stride_h - g.pad_h, w = position % g.q * g.stride_w - g.pad_w;
+  for (int step = 0; step < work.steps; ++step, at.advance()) {
+    const int out_q = window.first_q + q, out_p = window.first_p + p, row = block * Config::kBK;
     mbarrier_wait(smem.empty(at.stage), at.parity ^ 1);
-    if (lane == 0) mbarrier_arrive_expect(smem.full(at.stage), Config::kStageBytes);
+    if (lane == 0) mbarrier_arrive_expect(smem.full(at.stage), bytes);
     __syncwarp();
-    if (b_box < 0) {
-      tma_load_3d(smem.a(at.stage) + lane * Config::kABoxBytes, dy, smem.full(at.stage), first_k + lane * 64,
-                  pixel, 0);
-    } else if (b_box < Config::kBBoxes) {
-      tma_load_im2col(smem.b(at.stage) + b_box * Config::kBBoxBytes, x, smem.full(at.stage), c0, w, h, image,
-                      s, r);
+    if (lane < a_boxes) {
+      const int k = work.first_k + lane * 64;
+      const uint32_t to = smem.a(at.stage) + lane * Config::kABoxBytes;
+      if (g.by_image) {
+        tma_load_4d(to, dy, smem.full(at.stage), k, out_q, out_p, row);
+      } else {
+        tma_load_4d(to, dy, smem.full(at.stage), k, row, 0, 0);
+      }
+    } else if (b_box >= 0 && b_box < b_boxes) {
+      const uint32_t to = smem.b(at.stage) + b_box * Config::kBBoxBytes;
+      if (g.by_image) {
+        tma_load_4d(to, x, smem.full(at.stage), c0, out_q * g.stride_w - g.pad_w + s,
+                    out_p * g.stride_h - g.pad_h + r, row);
+      } else {
+        const int image = row / (g.p * g.q), position = row % (g.p * g.q);
+        tma_load_im2col(to, x, smem.full(at.stage), c0, position % g.q * g.stride_w - g.pad_w,
+                        position / g.q * g.stride_h - g.pad_h, image, s, r);
+      }
+    }
+    if (++q == width) {
+      q = 0;
+      if (++p == height) p = 0, ++block;
     }
   }
 }
@@ -159,12 +258,12 @@ __device__ __forceinline__ void wgrad_consume(WgradWgmmaSmem<Config> smem, int f
                       g);
 }
 
-// blockIdx: x column tile, y row tile, z split.
 template <class Config>
 __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_wgmma_kernel(
-    const __grid_constant__ CUtensorMap dy,  // [N*P*Q,K]
-    const __grid_constant__ CUtensorMap x,   // [N,H,W,c_stride], im2col
-    float* __restrict__ partial,             // [splits,K,R,S,C]
+    const __grid_constant__ CUtensorMap dy,  // [N,P,Q,K], or [N*P*Q,K]
+    const __grid_constant__ CUtensorMap x,   // [N,H,W,c_stride], tiled or im2col
+    float* __restrict__ partial,             // [parts,K,R,S,C]
+    float* __restrict__ dw,                  // [K,R,S,C]: of tiles that have one part
     const __grid_constant__ WgradWgmmaShape g) {
   extern __shared__ unsigned char raw[];
   const WgradWgmmaSmem<Config> smem = {(smem_address(raw) + Config::kAlignment - 1) / Config::kAlignment *
@@ -177,19 +276,14 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_wgmma_kernel
     fence_barrier_init();
   }
   __syncthreads();  // barriers are initialised
-  const int first_k = blockIdx.y * Config::kBM, first_box = blockIdx.x * Config::kBBoxes;
-  const int first_pixel = blockIdx.z * g.pixels_per_split;
-  const int pixels = min(g.pixels - first_pixel, g.pixels_per_split);
-  const int steps = (pixels + Config::kBK - 1) / Config::kBK;
+  const WgradWork work = wgrad_work<Config>(g);
   if (threadIdx.x / 128 == Config::kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Config::kProducerRegisters));
-    if (threadIdx.x / 32 == Config::kGroups * 4) {
-      wgrad_produce<Config>(&dy, &x, smem, first_k, first_box, first_pixel, steps, g);
-    }
+    if (threadIdx.x / 32 == Config::kGroups * 4) wgrad_produce<Config>(&dy, &x, smem, work, g);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Config::kConsumerRegisters));
-    wgrad_consume<Config>(smem, first_k, first_box, steps,
-                          partial + static_cast<size_t>(blockIdx.z) * g.k * g.columns, g);
+    float* out = work.window.parts == 1 ? dw : partial + static_cast<size_t>(work.part) * g.k * g.columns;
+    wgrad_consume<Config>(smem, work.first_k, work.first_box, work.steps, out, g);
   }
 }
 

@@ -26,52 +26,22 @@ struct Config {
 
 // What a thread holds. Everything but the numbers is indexed by constants: registers.
 template <class T, class Config>
-struct Window {
-  static constexpr int kR = Config::kR, kStride = Config::kStride;
-  static constexpr int kColumns = Config::kColumns, kInputs = Config::kInputs;
+struct Window : SourceWindow<T, Config> {
+  static constexpr int kR = Config::kR, kStride = Config::kStride, kColumns = Config::kColumns;
 
   float2 taps[kR][kR];
-  float2 start;                           // bias
-  float2 rows[kR][kInputs];               // x row i of the task is in slot i % kR
-  ChannelPair<T> next[kStride][kInputs];  // the rows that the next step brings
-  const unsigned char* x;                 // the x row after them, in shared memory
-  T* y;                                   // first pixel of the y row
-  int x_pixel, x_row;                     // bytes from one to the next, in shared memory
-  unsigned y_pixel, y_row;                // in y
-  unsigned out;                           // columns inside the map
-  int count;                              // y rows
-
-  __device__ __forceinline__ void load_next() {
-#pragma unroll
-    for (int e = 0; e < kStride; ++e) {
-      load_tile_row(next[e], x, x_pixel);
-      x += x_row;
-    }
-  }
-
-  // The rows above those that the first step brings.
-  __device__ __forceinline__ void load_first() {
-#pragma unroll
-    for (int i = 0; i < kR - kStride; ++i) {
-      ChannelPair<T> row[kInputs];
-      load_tile_row(row, x, x_pixel);
-      x += x_row;
-#pragma unroll
-      for (int k = 0; k < kInputs; ++k) rows[i][k] = row[k].value();
-    }
-    load_next();
-  }
+  float2 start;             // bias
+  T* y;                     // first pixel of the y row
+  unsigned y_pixel, y_row;  // bytes from one to the next
+  unsigned out;             // columns inside the map
+  int count;                // y rows
 
   // y row k, where k % kR == j. Returns whether another follows.
   template <int j>
   __device__ __forceinline__ bool step(int k) {
-#pragma unroll
-    for (int i = 0; i < kStride * kInputs; ++i) {
-      constexpr int kFirst = j * kStride + kR - kStride;
-      rows[(kFirst + i / kInputs) % kR][i % kInputs] = next[i / kInputs][i % kInputs].value();
-    }
+    this->template take_next<j>();
     const bool more = k + 1 < count;
-    if (more) load_next();
+    if (more) this->load_next();
     float2 sum[kColumns];
 #pragma unroll
     for (int t = 0; t < kColumns; ++t) sum[t] = start;
@@ -80,7 +50,7 @@ struct Window {
       const int r = i / kR, s = i % kR;
 #pragma unroll
       for (int t = 0; t < kColumns; ++t) {
-        fma_pair(sum[t], rows[(j * kStride + r) % kR][t * kStride + s], taps[r][s]);
+        fma_pair(sum[t], this->rows[(j * kStride + r) % kR][t * kStride + s], taps[r][s]);
       }
     }
     store_pixels(y, y_pixel, out, sum);
@@ -128,7 +98,8 @@ __launch_bounds__(kTmaTileThreads, Config<kR, kStride>::kBlocks) void depthwise_
       const size_t row = static_cast<size_t>(at.n + task.image) * g.height + at.row + task.row;
       window.y = y + (row * g.width + at.column + task.column) * g.c + task.c;
       window.x = tile + first;
-      window.load_first();
+      window.load_above();
+      window.load_next();
       window.walk(std::make_integer_sequence<int, kR>());
     }
   }

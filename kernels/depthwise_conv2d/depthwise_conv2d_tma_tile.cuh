@@ -159,6 +159,48 @@ __device__ __forceinline__ void load_tile_row(ChannelPair<T> (&to)[kCount], cons
   for (int i = 0; i < kCount; ++i) to[i] = *reinterpret_cast<const ChannelPair<T>*>(row + i * pixel_bytes);
 }
 
+// The rows of x under a thread's strip of a tile, as fwd and wgrad walk down them. Everything but the numbers
+// is indexed by constants: registers.
+template <class T, class Config>
+struct SourceWindow {
+  static constexpr int kR = Config::kR, kStride = Config::kStride, kInputs = Config::kInputs;
+
+  float2 rows[kR][kInputs];               // x row i of the task is in slot i % kR
+  ChannelPair<T> next[kStride][kInputs];  // the rows that the next step brings
+  const unsigned char* x;                 // the x row after them, in shared memory
+  int x_pixel, x_row;                     // bytes from one to the next
+
+  __device__ __forceinline__ void load_next() {
+#pragma unroll
+    for (int e = 0; e < kStride; ++e) {
+      load_tile_row(next[e], x, x_pixel);
+      x += x_row;
+    }
+  }
+
+  // The rows above those that the first step brings.
+  __device__ __forceinline__ void load_above() {
+#pragma unroll
+    for (int i = 0; i < kR - kStride; ++i) {
+      ChannelPair<T> row[kInputs];
+      load_tile_row(row, x, x_pixel);
+      x += x_row;
+#pragma unroll
+      for (int k = 0; k < kInputs; ++k) rows[i][k] = row[k].value();
+    }
+  }
+
+  // Puts the rows that step k brings, where k % kR == j, in the place of the oldest.
+  template <int j>
+  __device__ __forceinline__ void take_next() {
+#pragma unroll
+    for (int i = 0; i < kStride * kInputs; ++i) {
+      constexpr int kFirst = j * kStride + kR - kStride;
+      rows[(kFirst + i / kInputs) % kR][i % kInputs] = next[i / kInputs][i % kInputs].value();
+    }
+  }
+};
+
 // The map of a tensor [n][h][w][c] of T whose loads are boxes of a tile.
 template <class T>
 CUtensorMap make_tile_map(const void* base, const DepthwiseTileMap& m) {

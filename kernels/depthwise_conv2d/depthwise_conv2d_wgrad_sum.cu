@@ -19,6 +19,10 @@ __global__ __launch_bounds__(32 * kSumWarps) void depthwise_conv2d_wgrad_sum_ker
     float* __restrict__ dw,       // [filter]: the first elements
     float* __restrict__ dbias) {  // [elements - filter], null where that is 0
   __shared__ float sums[kSumWarps][32];
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::
+                   : "memory");  // the parts are written; nothing to wait for otherwise
+#endif
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = blockIdx.x * 32 + lane;
   const int end = i < g.elements ? g.parts * (warp + 1) / kSumWarps : 0;
   float sum = 0;
@@ -44,6 +48,21 @@ void launch_depthwise_wgrad_sum(const DepthwiseWgradSum& g, const float* partial
   depthwise_conv2d_wgrad_sum_kernel<<<ceil_div(g.elements, 32), 32 * kSumWarps, 0, cuda_stream(stream)>>>(
       partial, g, dw, dbias);
   check_launch("depthwise_conv2d_wgrad_sum_kernel");
+}
+
+void launch_depthwise_wgrad_sum_early(const DepthwiseWgradSum& g, const float* partial, float* dw,
+                                      float* dbias, Stream stream) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = dim3(static_cast<unsigned>(ceil_div(g.elements, 32)));
+  launch.blockDim = dim3(32 * kSumWarps);
+  launch.stream = cuda_stream(stream);
+  launch.attrs = &early;
+  launch.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&launch, depthwise_conv2d_wgrad_sum_kernel, partial, g, dw, dbias),
+             "depthwise_conv2d_wgrad_sum_kernel");
 }
 
 }  // namespace kiln

@@ -15,5 +15,9 @@ struct DepthwiseWgradSum {
 // summation depends on `parts` alone.
 void launch_depthwise_wgrad_sum(const DepthwiseWgradSum&, const float* partial, float* dw, float* dbias,
                                 Stream stream);
+// The same on compute capability 9.0, behind a kernel that allows it to start (griddepcontrol): it is on its
+// way before that one ends, for which it then waits.
+void launch_depthwise_wgrad_sum_early(const DepthwiseWgradSum&, const float* partial, float* dw, float* dbias,
+                                      Stream stream);
 
 }  // namespace kiln

@@ -28,55 +28,31 @@ struct Config {
 
 // What a thread holds. Everything but the numbers is indexed by constants: registers.
 template <class T, class Config>
-struct Window {
-  static constexpr int kR = Config::kR, kStride = Config::kStride;
-  static constexpr int kColumns = Config::kColumns, kInputs = Config::kInputs;
+struct Window : SourceWindow<T, Config> {
+  static constexpr int kR = Config::kR, kStride = Config::kStride, kColumns = Config::kColumns;
 
   float2 sum[kR][kR];
   float2 bias_sum;
-  float2 rows[kR][kInputs];               // x row i of the task is in slot i % kR
-  ChannelPair<T> next[kStride][kInputs];  // the x rows that the next step brings
-  ChannelPair<T> next_dy[kColumns];       // its dy row
-  const unsigned char *x, *dy;            // the rows after them, in shared memory
-  int pixel, x_row, dy_row;               // bytes from one to the next
-  int count;                              // dy rows
+  ChannelPair<T> next_dy[kColumns];  // the dy row of the next step
+  const unsigned char* dy;           // the one after it, in shared memory
+  int dy_row;                        // bytes from one to the next
+  int count;                         // dy rows
 
-  __device__ __forceinline__ void load_next() {
-    load_tile_row(next_dy, dy, pixel);
+  __device__ __forceinline__ void load_step() {
+    load_tile_row(next_dy, dy, this->x_pixel);
     dy += dy_row;
-#pragma unroll
-    for (int e = 0; e < kStride; ++e) {
-      load_tile_row(next[e], x, pixel);
-      x += x_row;
-    }
-  }
-
-  // The x rows above those that the first step brings.
-  __device__ __forceinline__ void load_first() {
-#pragma unroll
-    for (int i = 0; i < kR - kStride; ++i) {
-      ChannelPair<T> row[kInputs];
-      load_tile_row(row, x, pixel);
-      x += x_row;
-#pragma unroll
-      for (int k = 0; k < kInputs; ++k) rows[i][k] = row[k].value();
-    }
-    load_next();
+    this->load_next();
   }
 
   // dy row k, where k % kR == j. Returns whether another follows.
   template <int j>
   __device__ __forceinline__ bool step(int k) {
-#pragma unroll
-    for (int i = 0; i < kStride * kInputs; ++i) {
-      constexpr int kFirst = j * kStride + kR - kStride;
-      rows[(kFirst + i / kInputs) % kR][i % kInputs] = next[i / kInputs][i % kInputs].value();
-    }
+    this->template take_next<j>();
     float2 dy_row[kColumns];
 #pragma unroll
     for (int t = 0; t < kColumns; ++t) dy_row[t] = next_dy[t].value();
     const bool more = k + 1 < count;
-    if (more) load_next();
+    if (more) load_step();
 #pragma unroll
     for (int t = 0; t < kColumns; ++t) {
       bias_sum.x += dy_row[t].x;
@@ -84,7 +60,7 @@ struct Window {
 #pragma unroll
       for (int i = 0; i < kR * kR; ++i) {
         const int r = i / kR, s = i % kR;
-        fma_pair(sum[r][s], rows[(j * kStride + r) % kR][t * kStride + s], dy_row[t]);
+        fma_pair(sum[r][s], this->rows[(j * kStride + r) % kR][t * kStride + s], dy_row[t]);
       }
     }
     return more;
@@ -124,16 +100,16 @@ __device__ __forceinline__ void add_tasks(const float2 (&sums)[kCount], float* p
 template <class T, class Config>
 __device__ __forceinline__ void sum_tiles(Window<T, Config>& window, TileRing ring, const TileTask& task,
                                           const TmaTileShape& g) {
-  window.pixel = g.channels * static_cast<int>(sizeof(T));
-  window.x_row = g.box_w * window.pixel;
-  window.dy_row = g.columns * window.pixel;
+  window.x_pixel = g.channels * static_cast<int>(sizeof(T));
+  window.x_row = g.box_w * window.x_pixel;
+  window.dy_row = g.columns * window.x_pixel;
   const int pair_at = task.pair * 2 * static_cast<int>(sizeof(T));
   const int x_first =
       ((task.image * g.box_h + task.row * Config::kStride) * g.box_w + task.column * Config::kStride) *
-          window.pixel +
+          window.x_pixel +
       pair_at;
   const int dy_first =
-      g.swept_at + ((task.image * g.rows + task.row) * g.columns + task.column) * window.pixel + pair_at;
+      g.swept_at + ((task.image * g.rows + task.row) * g.columns + task.column) * window.x_pixel + pair_at;
   for (; !ring.done(g); ring.next(g)) {
     const TileCorner at(g, ring.index);
     window.count = task.works ? task.rows_at(g, at) : 0;
@@ -141,7 +117,8 @@ __device__ __forceinline__ void sum_tiles(Window<T, Config>& window, TileRing ri
     if (window.count > 0) {
       window.x = tile + x_first;
       window.dy = tile + dy_first;
-      window.load_first();
+      window.load_above();
+      window.load_step();
       window.walk(std::make_integer_sequence<int, Config::kR>());
     }
   }

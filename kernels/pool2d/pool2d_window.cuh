@@ -5,6 +5,7 @@
 // elements once. V is 16 bytes of the tensor's type where c is a multiple of that, else 1.
 #pragma once
 
+#include "kernels/common/fast_divisor.cuh"
 #include "kernels/common/grid.h"
 #include "kernels/common/vec.cuh"
 #include "kernels/pool2d/pool2d_shape.h"
@@ -54,7 +55,8 @@ __device__ __forceinline__ Vec<T, V> load_tap(const T* __restrict__ x,  // [N,H,
 struct PoolCellGrid {
   PoolShape g;
   PoolCells rows, columns;
-  unsigned threads;  // n * rows.count * columns.count * (c / V)
+  unsigned threads;                             // n * rows.count * columns.count * (c / V), below 2^31
+  FastDivisor by_vectors, by_columns, by_rows;  // c / V, columns.count, rows.count
 };
 
 template <class Problem>
@@ -62,7 +64,12 @@ PoolCellGrid make_pool_cell_grid(const Problem& p, int v) {
   PoolCellGrid grid = {.g = make_pool_shape(p),
                        .rows = pool_cells(p.h, p.stride_h, p.pad_h),
                        .columns = pool_cells(p.w, p.stride_w, p.pad_w),
-                       .threads = 0};
+                       .threads = 0,
+                       .by_vectors = FastDivisor(static_cast<unsigned>(p.c / v)),
+                       .by_columns = {},
+                       .by_rows = {}};
+  grid.by_columns = FastDivisor(static_cast<unsigned>(grid.columns.count));
+  grid.by_rows = FastDivisor(static_cast<unsigned>(grid.rows.count));
   grid.threads = static_cast<unsigned>(p.n) * grid.rows.count * grid.columns.count * (p.c / v);
   return grid;
 }
@@ -74,11 +81,11 @@ struct PoolCell {
 
 template <int V>
 __device__ __forceinline__ PoolCell pool_cell(unsigned i, const PoolCellGrid& grid) {
-  const unsigned vectors = static_cast<unsigned>(grid.g.c / V);
-  const unsigned cell = i / vectors, row = cell / grid.columns.count, n = row / grid.rows.count;
-  return {static_cast<int>(n), static_cast<int>(row - n * grid.rows.count) + grid.rows.first,
-          static_cast<int>(cell - row * grid.columns.count) + grid.columns.first,
-          static_cast<int>(i - cell * vectors) * V};
+  const int at = static_cast<int>(i), vectors = grid.g.c / V;
+  const int cell = grid.by_vectors.divide(at), row = grid.by_columns.divide(cell),
+            n = grid.by_rows.divide(row);
+  return {n, row - n * grid.rows.count + grid.rows.first,
+          cell - row * grid.columns.count + grid.columns.first, (at - cell * vectors) * V};
 }
 
 // Whether there is a window (p, q); `at`: its element of the cell's channels in [N,P,Q,C].

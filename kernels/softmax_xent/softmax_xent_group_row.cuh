@@ -3,8 +3,8 @@
 // A group of kGroup threads (a warp, or the whole block) owns a row n and takes the classes k with its
 // stride, in three sweeps (maximum, sums, gradient) of which the later ones find the row in L1; a block holds
 // kGroupRowThreads / kGroup groups and loops over the rows with the grid's stride. Losses are summed by
-// block, then by launch_softmax_xent_summary. Shared memory: 256 bytes, with kGroup a block 320. Workspace:
-// [blocks,2] fp32. Any number of classes and any alignment. Deterministic. Mirrors
+// block, then by the last block (softmax_xent_finish). Shared memory: below 1 KiB. Workspace: [blocks,2]
+// fp32. Any number of classes and any alignment. Deterministic. Mirrors
 // cpu_reference/softmax_xent_naive.cpp.
 #pragma once
 
@@ -18,7 +18,7 @@ namespace kiln {
 namespace {
 
 constexpr int kGroupRowThreads = 256;
-constexpr int kGroupRowBlocks = 4;  // a multiprocessor, at most
+constexpr int kGroupRowBlocks = 4;  // a multiprocessor
 
 // A value and where it first occurs.
 struct First {
@@ -63,13 +63,14 @@ __device__ __forceinline__ float2 group_sum(float2 v, float2* scratch) {
 }
 
 template <class T, int kGroup, bool kGradient>
-__global__ __launch_bounds__(kGroupRowThreads) void softmax_xent_group_row_kernel(
+__global__ __launch_bounds__(kGroupRowThreads, kGroupRowBlocks) void softmax_xent_group_row_kernel(
     const T* __restrict__ x,         // [N,K]
     const int* __restrict__ labels,  // [N]
     float* __restrict__ row_loss,    // [N]
     float* __restrict__ summary,     // [2]
     T* __restrict__ dx,              // [N,K], unused without kGradient
     float* __restrict__ partial,     // [blocks,2]
+    unsigned* __restrict__ done,     // [1]
     int rows, int classes, const __grid_constant__ SoftmaxXentScale scale) {
   static_assert(kGroup == 32 || kGroup == kGroupRowThreads, "a group is a warp or the block");
   constexpr int kGroups = kGroupRowThreads / kGroup;
@@ -111,23 +112,20 @@ __global__ __launch_bounds__(kGroupRowThreads) void softmax_xent_group_row_kerne
       }
     }
   }
-  softmax_xent_finish(loss_sum, correct_sum, kWarps, scale, partial, summary);
+  softmax_xent_finish(loss_sum, correct_sum, kWarps, scale, partial, done, summary);
 }
 
 template <class T, int kGroup, bool kGradient, class Args>
 Plan<Args> group_row_plan(const SoftmaxXentProblem& p, const Device& device) {
   const int blocks = static_cast<int>(
       grid_for(p.n, kGroupRowThreads / kGroup, 1LL * kGroupRowBlocks * std::max(1, device.multiprocessors)));
-  const size_t bytes = blocks > 1 ? 2 * sizeof(float) * static_cast<size_t>(blocks) : 0;
-  return make_plan<Args>(bytes, [p, blocks](const Args& a, void* workspace, Stream stream) {
+  return softmax_xent_plan<Args>(blocks, [=](const Args& a, float* partial, unsigned* done, Stream stream) {
     T* dx = nullptr;
     if constexpr (kGradient) dx = static_cast<T*>(a.dx);
-    float *partial = static_cast<float*>(workspace), *summary = static_cast<float*>(a.summary);
     softmax_xent_group_row_kernel<T, kGroup, kGradient><<<blocks, kGroupRowThreads, 0, cuda_stream(stream)>>>(
         static_cast<const T*>(a.x), static_cast<const int*>(a.labels), static_cast<float*>(a.row_loss),
-        summary, dx, partial, p.n, p.c, softmax_xent_scale(p));
+        static_cast<float*>(a.summary), dx, partial, done, p.n, p.c, softmax_xent_scale(p));
     check_launch("softmax_xent_group_row_kernel");
-    if (blocks > 1) launch_softmax_xent_summary(p, partial, blocks, summary, stream);
   });
 }
 

@@ -1,10 +1,11 @@
 // softmax_xent fwd and fwd_bwd for few classes: formulas in softmax_xent.h.
 //
-// A thread owns a row n, a block kRows rows, or all of them where they are few, which saves the second
-// launch. The block's rows are one contiguous piece of x: it is read and dx is written coalesced, through
+// A thread owns a row n, a block kRows rows, or all of them where they are few, which saves the sum over the
+// blocks. The block's rows are one contiguous piece of x: it is read and dx is written coalesced, through
 // shared memory with an odd row length (rows * (K | 1) floats, at most kSharedBytes), so that the threads of
-// a warp hit different banks. Losses are summed by block, then by launch_softmax_xent_summary. Workspace:
-// [blocks,2] fp32. At most kMostClasses classes. Deterministic. Mirrors cpu_reference/softmax_xent_naive.cpp.
+// a warp hit different banks. Losses are summed by block, then by the last block (softmax_xent_finish).
+// Workspace: [blocks,2] fp32. At most kMostClasses classes. Deterministic. Mirrors
+// cpu_reference/softmax_xent_naive.cpp.
 #include "kernels/common/check.h"
 #include "kernels/common/grid.h"
 #include "kernels/softmax_xent/softmax_xent_row.cuh"
@@ -16,7 +17,7 @@ constexpr int kRows = 64;
 constexpr int kMostRows = 1024;  // of a single block
 constexpr int kMostClasses = 32;
 constexpr int kSharedBytes =
-    47 << 10;  // below the 48 KiB of an ordinary launch, which softmax_xent_finish shares
+    46 << 10;  // below the 48 KiB of an ordinary launch, which softmax_xent_finish shares
 static_assert(kRows * (kMostClasses + 1) * 4 <= kSharedBytes, "a block's rows fit shared memory");
 
 // The row's loss; its logits become their gradient where kGradient.
@@ -58,6 +59,7 @@ __global__ __launch_bounds__(kMostRows) void softmax_xent_thread_row_kernel(
     float* __restrict__ summary,     // [2]
     T* __restrict__ dx,              // [N,K], unused without kGradient
     float* __restrict__ partial,     // [blocks,2]
+    unsigned* __restrict__ done,     // [1]
     int rows, int classes, const __grid_constant__ SoftmaxXentScale scale) {
   extern __shared__ float tile[];  // [blockDim][stride]
   const int stride = classes | 1, threads = static_cast<int>(blockDim.x), t = static_cast<int>(threadIdx.x);
@@ -78,7 +80,7 @@ __global__ __launch_bounds__(kMostRows) void softmax_xent_thread_row_kernel(
       dx[base + i] = from_float<T>(tile[i / classes * stride + i % classes]);
     }
   }
-  softmax_xent_finish(loss, correct, threads / 32, scale, partial, summary);
+  softmax_xent_finish(loss, correct, threads / 32, scale, partial, done, summary);
 }
 
 Support supports(const SoftmaxXentProblem& p, const Device&) {
@@ -91,17 +93,14 @@ Plan<Args> plan(const SoftmaxXentProblem& p) {
   const int all = p.n <= kMostRows ? ceil_div(p.n, 32) * 32 : 0;
   const int threads = all > 0 && all * row_bytes <= kSharedBytes ? all : kRows;
   const int blocks = static_cast<int>(grid_for(p.n, threads));
-  const size_t bytes = blocks > 1 ? 2 * sizeof(float) * static_cast<size_t>(blocks) : 0;
-  return make_plan<Args>(bytes, [=](const Args& a, void* workspace, Stream stream) {
+  return softmax_xent_plan<Args>(blocks, [=](const Args& a, float* partial, unsigned* done, Stream stream) {
     T* dx = nullptr;
     if constexpr (kGradient) dx = static_cast<T*>(a.dx);
-    float *partial = static_cast<float*>(workspace), *summary = static_cast<float*>(a.summary);
     softmax_xent_thread_row_kernel<T, kGradient>
         <<<blocks, threads, threads * row_bytes, cuda_stream(stream)>>>(
             static_cast<const T*>(a.x), static_cast<const int*>(a.labels), static_cast<float*>(a.row_loss),
-            summary, dx, partial, p.n, p.c, softmax_xent_scale(p));
+            static_cast<float*>(a.summary), dx, partial, done, p.n, p.c, softmax_xent_scale(p));
     check_launch("softmax_xent_thread_row_kernel");
-    if (blocks > 1) launch_softmax_xent_summary(p, partial, blocks, summary, stream);
   });
 }
 

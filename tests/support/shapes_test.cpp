@@ -52,20 +52,92 @@ std::vector<NamedProblem> test_convolutions() {
         "n2_h32_w32_c16_k16_r3", "n1_h64_w48_c8_k8_r3"}) {
     add("rows", rows);
   }
+  // 1x1: each width of a column tile, rows that make whole groups of 64 and such that do not, several slices
+  // of channels and column tiles, sums that two blocks share.
+  for (const char* pixels :
+       {"n2_h8_w8_c16_k96_r1", "n3_h7_w9_c24_k144_r1", "n5_h8_w8_c144_k24_r1", "n3_h5_w5_c8_k8_r1",
+        "n5_h8_w8_c32_k192_r1", "n3_h9_w9_c96_k136_r1", "n1_h8_w8_c64_k384_r1", "n2_h7_w7_c384_k64_r1",
+        "n9_h4_w4_c960_k160_r1", "n8_h4_w4_c576_k160_r1", "n3_h4_w4_c160_k960_r1", "n1_h8_w8_c72_k128_r1"}) {
+    add("pointwise", pixels);
+  }
+  // The same with two row tiles for each of 132 blocks, where wide tiles are chosen.
+  for (const char* many : {"n132_h16_w16_c16_k96_r1", "n132_h16_w16_c16_k144_r1", "n131_h15_w17_c8_k160_r1",
+                           "n132_h16_w16_c8_k192_r1", "n132_h16_w16_c16_k128_r1"}) {
+    add("pointwise", many, "fwd");
+  }
+  for (const char* many : {"n132_h16_w16_c96_k16_r1_acc", "n131_h15_w17_c144_k16_r1_acc",
+                           "n132_h16_w16_c192_k8_r1_acc", "n132_h16_w16_c64_k40_r1_acc"}) {
+    add("pointwise", many, "dgrad");
+  }
+  add("pointwise", "n3_h8_w8_c16_k96_r1_cs24_bias", "fwd");
+  add("pointwise", "n9_h4_w4_c960_k160_r1_bias", "fwd");
+  for (const char* added : {"n5_h8_w8_c24_k96_r1_acc", "n3_h7_w9_c144_k24_r1_acc",
+                            "n8_h4_w4_c160_k960_r1_acc", "n3_h7_w9_c136_k72_r1_acc"}) {
+    add("pointwise", added, "dgrad");
+  }
+  // Padded maps that a tile sweeps over: pitches of 16, 32 and others, tiles of several images, filters that
+  // stay in shared memory and such that do not, several column tiles, slices of channels that are not full.
+  for (const char* swept : {"n3_h15_w15_c64_k64_r3", "n2_h31_w31_c24_k64_r3", "n2_h15_w15_c64_k256_r3",
+                            "n2_h15_w15_c40_k136_r3", "n3_h7_w9_c40_k48_r3x5", "n2_h15_w15_c72_k40_r5",
+                            "n3_h9_w9_c48_k96_r3_p0", "n3_h9_w9_c48_k96_r3_p2", "n2_h32_w32_c32_k32_r3",
+                            "n9_h5_w7_c16_k24_r3x1_p1x0", "n9_h5_w7_c16_k24_r1x3", "n1_h5_w90_c64_k64_r5"}) {
+    add("swept", swept);
+  }
+  // Classes of pixels under a stride: of different sizes, without taps, with their first tap beyond the map;
+  // more tiles than blocks, several column tiles.
+  for (const char* strided :
+       {"n2_h9_w9_c8_k16_r3_st2_p2", "n5_h15_w15_c40_k72_r3_st2", "n2_h7_w9_c24_k16_r5_st2_p1_acc",
+        "n3_h9_w16_c64_k40_r3_st2x1", "n2_h10_w7_c16_k16_r2_st4", "n3_h1_w9_c16_k24_r3_st2",
+        "n2_h8_w8_c264_k72_r3_st2", "n3_h32_w32_c64_k72_r3_st2_acc", "n264_h32_w32_c8_k8_r3_st2",
+        "n150_h31_w31_c8_k8_r3_st2", "n264_h31_w31_c8_k8_r3_st2", "n700_h9_w7_c8_k16_r3_st2_acc",
+        "n264_h32_w32_c8_k8_r1_st2", "n200_h15_w31_c136_k8_r1_st2x3"}) {
+    add("strided", strided, "dgrad");
+  }
+  // Channels in fours: taps that change within a step, several tiles with tails, the longest window, an odd
+  // channel stride.
+  for (const char* fours : {"n2_h7_w9_c20_k20_r3", "n2_h7_w9_c20_k20_r5_st2", "n2_h7_w9_c20_k20_r3_st1x2",
+                            "n2_h20_w20_c4_k100_r3", "n3_h15_w17_c12_k68_r3_st2", "n3_h20_w20_c68_k196_r3",
+                            "n2_h9_w9_c8_k16_r15_p14_st2", "n1_h8_w8_c16_k16_r3_cs18"}) {
+    add("fours", fours);
+  }
   for (const char* input : {"n2_h32_w32_c3_k32_r3", "n2_h32_w32_c3_k32_r3_cs8", "n2_h32_w32_c3_k32_r3_cs4",
                             "n2_h7_w9_c3_k17_r3_cs8", "n2_h8_w8_c3_k16_r5_st2_cs8",
                             "n1_h8_w8_c16_k16_r3_cs24", "n2_h8_w8_c1_k16_r3_cs8", "n2_h8_w8_c3_k10_r1_cs8"}) {
     add("image", input);
   }
+  // wgrad: parts of unequal tiles, taps that never leave the padding, blocks of images with a rest, maps that
+  // are walked by rows.
+  for (const char* sums :
+       {"n70_h4_w4_c72_k136_r3", "n100_h8_w8_c64_k40_r3_st2", "n130_h3_w3_c128_k72_r3",
+        "n70_h2_w2_c128_k8_r7", "n66_h5_w3_c40_k24_r3x5", "n200_h4_w4_c128_k24_r3_st2x1",
+        "n3_h9_w7_c96_k24_r1", "n64_h4_w4_c200_k72_r1", "n3_h31_w31_c24_k40_r3", "n2_h15_w15_c64_k72_r3",
+        "n2_h16_w20_c40_k16_r3_p2", "n2_h5_w48_c72_k8_r3_p0x1", "n3_h4_w62_c8_k8_r3_p1x2",
+        "n140_h16_w16_c16_k16_r3", "n600_h4_w4_c64_k16_r3", "n2_h33_w30_c64_k64_r3",
+        "n3_h15_w15_c24_k16_r3_bias", "n90_h4_w4_c64_k16_r3_bias"}) {
+    add("sums", sums, "wgrad");
+  }
+  // Few channels: the 2x2 filter of whitening, tiles of several images and of one row, blocks of several
+  // tiles, filters of more than 32 terms or 64 channels.
+  for (const char* few : {"n3_h31_w31_c3_k24_r2_p0", "n70_h4_w4_c3_k64_r3", "n300_h1_w1_c3_k8_r3",
+                          "n1000_h16_w16_c3_k8_r3", "n1_h20_w300_c3_k40_r3", "n1_h9_w1100_c3_k16_r3_st2",
+                          "n5_h7_w9_c5_k72_r3_st2_cs6", "n3_h32_w32_c3_k64_r3_cs4", "n2_h9_w9_c3_k128_r5",
+                          "n2_h9_w9_c2_k64_r3x5_p2x4", "n2_h9_w9_c1_k24_r7"}) {
+    add("few", few);
+  }
+  add("few", "n2_h8_w8_c8_k64_r2_bias", "fwd,wgrad");
+  add("few", "n40_h3_w5_c3_k72_r3_bias", "fwd,wgrad");
+  add("few", "n2_h32_w32_c3_k64_r3_acc", "dgrad");
+  add("few", "n9_h7_w7_c3_k32_r3_st2_acc", "dgrad");
   for (const char* biased :
        {"n2_h8_w8_c16_k32_r3_bias", "n2_h7_w9_c17_k17_r3_bias", "n2_h8_w8_c32_k64_r1_bias",
-        "n1_h9_w9_c8_k16_r3_st2_bias", "n2_h8_w8_c3_k32_r3_cs8_bias", "n2_h8_w8_c64_k10_r1_bias"}) {
+        "n1_h9_w9_c8_k16_r3_st2_bias", "n2_h8_w8_c3_k32_r3_cs8_bias", "n2_h8_w8_c64_k10_r1_bias",
+        "n2_h15_w15_c24_k40_r3_bias"}) {
     add("bias", biased, "fwd,wgrad");
   }
   for (const char* residual :
        {"n2_h8_w8_c16_k32_r3_acc", "n2_h7_w9_c17_k17_r3_acc", "n2_h8_w8_c32_k64_r1_acc",
         "n1_h9_w9_c8_k16_r3_st2_acc", "n2_h8_w8_c32_k64_r1_st2_acc", "n2_h8_w8_c64_k64_r3_acc",
-        "n2_h8_w8_c8_k8_r5_acc", "n2_h9_w9_c24_k16_r3_st1x2_acc"}) {
+        "n2_h8_w8_c8_k8_r5_acc", "n2_h9_w9_c24_k16_r3_st1x2_acc", "n2_h15_w15_c24_k64_r3_acc"}) {
     add("accumulate", residual, "dgrad");
   }
   return list;
@@ -107,6 +179,9 @@ std::vector<NamedProblem> test_depthwise_convolutions() {
         "n1_h300_w20_c8_r3_st2", "n2_h5_w5_c1032_r3"}) {
     add(text);
   }
+  // Blocks that walk down several groups of images one after the other, the last of which is not full.
+  for (const char* text : {"n1301_h4_w4_c104_r3", "n2500_h3_w3_c96_r3", "n601_h8_w8_c96_r3_st2_p0"})
+    add(text);
   for (const char* text :
        {"n2_h8_w8_c32_r3_bias", "n2_h7_w9_c17_r3_bias", "n2_h8_w8_c24_r5_st2_bias", "n2_h9_w7_c24_r5_bias",
         "n70_h8_w8_c72_r3_bias", "n3_h9_w7_c10_r3_st2_bias", "n2_h7_w9_c5_r5_bias"}) {
@@ -146,6 +221,9 @@ std::vector<NamedProblem> test_other_layers() {
         "n300_h4_w4_c20", "n2_h8_w8_c16_mom1", "n2_h8_w8_c16_mom0"}) {
     add("batchnorm", text);
   }
+  // Chunks longer than a ring of shared memory, which backward goes round more than twice; tiles of channels
+  // of which the last is narrow.
+  for (const char* text : {"n480_h31_w31_c16_relu", "n20_h31_w31_c152_relu"}) add("batchnorm", text);
   add("batchnorm", "n1_h1_w1_c16",
       "fwd_train,fwd_apply,fwd_infer");  // one value a channel: no gradient passes
   // Bytes of the mask: partly filled, of one bf16 vector, of two fp32 vectors, of a block with an odd number.
@@ -208,7 +286,10 @@ std::vector<NamedProblem> test_other_layers() {
       if (c != 17) add("softmax_xent", "n" + num(n) + channels(c));
     }
   }
-  for (const char* text : {"n5_c1024", "n5_c1025_ls0.2", "n3_c4099", "n2000_c10_ls0.1", "n9_c64_ls1"})
+  for (const char* text :
+       {"n5_c1024", "n5_c1025_ls0.2", "n3_c4099", "n2000_c10_ls0.1", "n9_c64_ls1", "n1500_c8_ls0.1",
+        "n1490_c32_ls0.1", "n1100_c17", "n21_c256_ls0.1", "n19_c250_ls0.1", "n11_c4096_ls0.1",
+        "n9_c4089_ls0.1", "n9_c4093", "n41_c1017_ls0.1", "n40_c999_ls0.1"})
     add("softmax_xent", text);
   return list;
 }

@@ -1,0 +1,288 @@
+// What the batchnorm kernels with a ring of TMA stages share: one block a multiprocessor, 8 warps that
+// compute and one that loads. A block owns a chunk of rows of a tile of channels (4 or 8 vectors of 16 bytes)
+// and walks it in stages, forwards for the statistics and backwards with them.
+//
+// The ring takes all shared memory, so that the walk's end is still on chip when the walk turns: those stages
+// are used again at once, and their slots refilled with earlier ones. Stage i is in slot i % slots; the
+// stages before those on chip are marked to stay in L2 as far as they fit (`l2_stages`), all others to leave
+// it first. Between the walks the chunks of a tile meet: as one cluster, through distributed shared memory,
+// where its shared memory holds the tile; else the whole grid, through the workspace. Shared memory:
+// RingShared, then slots * 16 KiB.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/batchnorm/batchnorm_stream.cuh"
+#include "kernels/batchnorm/batchnorm_tile.cuh"
+#include "kernels/common/check.h"
+#include "kernels/common/mbarrier.cuh"
+#include "kernels/common/tensor_map.h"
+#include "kernels/common/tma.cuh"
+
+namespace kiln {
+
+constexpr int kRingThreads = 256;  // that compute; a warp more loads
+constexpr int kRingWarps = kRingThreads / 32;
+constexpr int kRingBlock = kRingThreads + 32;
+constexpr int kRingSlotBytes = 16 << 10;
+constexpr int kRingSlots = 13;
+constexpr int kRingChannels = 64;  // of a tile, at most
+constexpr int kRingMerged = 64;    // threads along the chunks in a merge, at most
+
+struct RingTile {
+  BatchnormTile rows;             // lanes: vectors of a tile; block_rows: rows that the threads take at once
+  int lane_bits, row_bits;        // lanes and block_rows are powers of two
+  int chunk_rows, longer_chunks;  // rows of a chunk; the first ones have one more
+  int stage_rows;                 // at most; a stage is one box
+  int slots;
+  int l2_stages;  // stages of a block that L2 is to keep
+  bool pinned;    // and not give up for anything unmarked
+
+  __device__ __forceinline__ int rows_of(int chunk) const { return chunk_rows + (chunk < longer_chunks); }
+};
+
+struct RingShared {
+  alignas(
+      16) float first[kRingThreads * 4];  // of warps, then of a merge's rows: mean (or sum g) [rows][tile]
+  alignas(16) float second[kRingThreads * 4];    // M2 (or sum g * d)
+  alignas(16) float exchange[2][kRingChannels];  // the block's, which the cluster reads
+  alignas(16) float result[3][kRingChannels];    // what the last walk needs of a channel
+  float count[kRingMerged];                      // values behind a row of first and second
+  alignas(8) uint64_t full[kRingSlots], empty[kRingSlots];
+};
+constexpr int kRingSharedBytes = (sizeof(RingShared) + 127) / 128 * 128;
+
+// Slot and phase of a stage: `parity` ends the wait for its bytes; the slot is free for it at the other.
+struct RingAt {
+  int slot = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void forward(int slots) {
+    if (++slot == slots) slot = 0, parity ^= 1;
+  }
+  __device__ __forceinline__ void back(int slots) {
+    if (--slot < 0) slot = slots - 1, parity ^= 1;
+  }
+};
+
+// A block's part of the tensor, and a thread's of each stage.
+struct RingSlice {
+  int chunk, begin, rows, stages;  // rows [begin, begin + rows) of the matrix
+  int tile_channel;                // the tile's first
+  int row, channel;                // this thread's first row of a stage and first channel of V
+  bool owns;                       // the channels exist
+
+  template <int V>
+  __device__ __forceinline__ static RingSlice of(const RingTile& ring) {
+    const int t = static_cast<int>(threadIdx.x);
+    RingSlice s;
+    s.chunk = static_cast<int>(blockIdx.x);
+    s.begin = s.chunk * ring.chunk_rows + min(s.chunk, ring.longer_chunks);
+    s.rows = ring.rows_of(s.chunk);
+    s.stages = (s.rows + ring.stage_rows - 1) / ring.stage_rows;
+    s.tile_channel = static_cast<int>(blockIdx.y) * ring.rows.lanes * V;
+    s.row = t >> ring.lane_bits;
+    s.channel = s.tile_channel + (t & (ring.rows.lanes - 1)) * V;
+    s.owns = s.channel < ring.rows.channels;
+    if (!s.owns) s.channel = 0;
+    return s;
+  }
+  // How many of this thread's rows of a stage exist: those row + u * block_rows with u below it.
+  __device__ __forceinline__ int left(const RingTile& ring, int stage) const {
+    const int rest = min(ring.stage_rows, rows - stage * ring.stage_rows) - row;
+    return owns && rest > 0 ? (rest + ring.rows.block_rows - 1) >> ring.row_bits : 0;
+  }
+};
+
+template <int kPriority>  // 0: first to leave L2, 1: as usual, 2: last
+__device__ __forceinline__ uint64_t l2_policy() {
+  uint64_t policy;
+  if constexpr (kPriority == 0) {
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  } else if constexpr (kPriority == 1) {
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(policy));
+  } else {
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;\n" : "=l"(policy));
+  }
+  return policy;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_hinted(const Vec<T, V>& row, T* to, uint64_t policy) {
+  static_assert(sizeof row == 16, "16 bytes an access");
+  const uint4 v = *reinterpret_cast<const uint4*>(&row);
+  asm volatile("st.global.L2::cache_hint.v4.b32 [%0], {%1, %2, %3, %4}, %5;\n" ::"l"(to), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w), "l"(policy)
+               : "memory");
+}
+
+// The threads that compute.
+__device__ __forceinline__ void ring_sync() {
+  asm volatile("bar.sync 1, %0;\n" ::"n"(kRingThreads) : "memory");
+}
+
+__device__ __forceinline__ void ring_init(RingShared& shared, int slots) {
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < slots; ++s) {
+      mbarrier_init(smem_address(&shared.full[s]), 1);
+      mbarrier_init(smem_address(&shared.empty[s]), kRingWarps);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+}
+
+// The loading warp's work: one thread starts the copies of kTensors tensors, one behind the other in a slot.
+template <int kTensors>
+struct RingLoader {
+  const CUtensorMap* maps[kTensors];
+  RingShared& shared;
+  const RingTile& ring;
+  const RingSlice& slice;
+  uint32_t slots;  // shared address
+  RingAt at;
+
+  __device__ __forceinline__ void fill(int stage, uint64_t policy) const {
+    constexpr int kPart = kRingSlotBytes / kTensors;
+    const uint32_t full = smem_address(&shared.full[at.slot]);
+    mbarrier_arrive_expect(full, static_cast<uint32_t>(kTensors * ring.stage_rows * ring.rows.lanes * 16));
+#pragma unroll
+    for (int k = 0; k < kTensors; ++k) {
+      asm volatile(
+          "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+          "[%0], [%1, {%3, %4, %5, %5}], [%2], %6;\n" ::"r"(slots + at.slot * kRingSlotBytes + k * kPart),
+          "l"(maps[k]), "r"(full), "r"(slice.tile_channel), "r"(slice.begin + stage * ring.stage_rows),
+          "r"(0), "l"(policy)
+          : "memory");
+    }
+  }
+  __device__ __forceinline__ void wait_free() const {
+    mbarrier_wait(smem_address(&shared.empty[at.slot]), at.parity ^ 1);
+  }
+  __device__ __forceinline__ void walk_forwards() {
+    const uint64_t once = l2_policy<0>(), again = ring.pinned ? l2_policy<2>() : l2_policy<1>();
+    const int on_chip = slice.stages - ring.slots;  // the first that stays
+    for (int i = 0; i < slice.stages; ++i) {
+      if (i >= ring.slots) wait_free();
+      fill(i, i < on_chip && i >= on_chip - ring.l2_stages ? again : once);
+      at.forward(ring.slots);
+    }
+  }
+  __device__ __forceinline__ void walk_backwards() {
+    const uint64_t once = l2_policy<0>();
+    at.back(ring.slots);
+    at.parity ^= 1;
+    for (int i = slice.stages - ring.slots - 1; i >= 0; --i) {
+      wait_free();
+      fill(i, once);
+      at.back(ring.slots);
+    }
+  }
+};
+
+// The computing warps' walks: f(stage, slot) once its bytes are there, then the slot is free where it is
+// needed again. walk_backwards goes on where walk_forwards has left `at`.
+template <class F>
+__device__ __forceinline__ void walk_forwards(RingShared& shared, int stages, int slots, RingAt& at,
+                                              const F& f) {
+#pragma unroll 1
+  for (int i = 0; i < stages; ++i) {
+    mbarrier_wait(smem_address(&shared.full[at.slot]), at.parity);
+    f(i, at.slot);
+    if (i + slots < stages) {
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&shared.empty[at.slot]));
+    }
+    at.forward(slots);
+  }
+}
+template <class F>
+__device__ __forceinline__ void walk_backwards(RingShared& shared, int stages, int slots, RingAt at,
+                                               const F& f) {
+#pragma unroll 1
+  for (int i = stages - 1; i >= 0; --i) {
+    at.back(slots);
+    if (i + slots < stages) mbarrier_wait(smem_address(&shared.full[at.slot]), at.parity);
+    f(i, at.slot);
+    if (i >= slots) {
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&shared.empty[at.slot]));
+    }
+  }
+}
+
+// How the chunks of a tile meet. put() by the threads c of a block's tile; load() of four channels by those
+// that merge, between meet() and leave(), which all threads pass; done() before the end. kBatch: chunks that
+// a thread of a merge has in flight.
+struct MeetInCluster {
+  static constexpr bool kCluster = true;
+  static constexpr int kBatch = 1;
+  RingShared& shared;
+  __device__ __forceinline__ void put(int c, float first, float second) const {
+    shared.exchange[0][c] = first;
+    shared.exchange[1][c] = second;
+  }
+  __device__ __forceinline__ void meet() const { cluster_sync(); }
+  __device__ __forceinline__ void load(int chunk, int c, float4& first, float4& second) const {
+    first = remote(chunk, &shared.exchange[0][c]);
+    second = remote(chunk, &shared.exchange[1][c]);
+  }
+  __device__ __forceinline__ void leave() const {
+    asm volatile("barrier.cluster.arrive.release;\n" ::: "memory");
+  }
+  __device__ __forceinline__ void done() const {
+    asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory");
+  }
+
+ private:
+  __device__ __forceinline__ static float4 remote(int rank, const float* at) {
+    float4 v;
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %4, %5;\n"
+        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n"
+        "}\n"
+        : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+        : "r"(smem_address(at)), "r"(rank)
+        : "memory");
+    return v;
+  }
+};
+
+struct MeetInGrid {
+  static constexpr bool kCluster = false;
+  static constexpr int kBatch = 9;
+  float* partial;  // [chunks,2,C]
+  int channels, tile_channel, chunk;
+  __device__ __forceinline__ void put(int c, float first, float second) const {
+    if (tile_channel + c >= channels) return;
+    float* to = partial + static_cast<size_t>(chunk) * 2 * channels + tile_channel + c;
+    to[0] = first;
+    to[channels] = second;
+  }
+  __device__ __forceinline__ void meet() const { grid_sync(); }
+  __device__ __forceinline__ void load(int from_chunk, int c, float4& first, float4& second) const {
+    first = second = {};
+    if (tile_channel + c >= channels) return;
+    const float* from = partial + static_cast<size_t>(from_chunk) * 2 * channels + tile_channel + c;
+    first = load_shared_by_grid(from);
+    second = load_shared_by_grid(from + channels);
+  }
+  __device__ __forceinline__ void leave() const {}
+  __device__ __forceinline__ void done() const {}
+};
+
+template <class Meet>
+__device__ __forceinline__ Meet make_meet(RingShared& shared, float* partial, const RingTile& ring,
+                                          const RingSlice& s) {
+  if constexpr (Meet::kCluster) {
+    return {shared};
+  } else {
+    return {partial, ring.rows.channels, s.tile_channel, s.chunk};
+  }
+}
+
+}  // namespace kiln

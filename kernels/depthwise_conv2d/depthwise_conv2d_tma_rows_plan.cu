@@ -1,0 +1,243 @@
+// Host side of the tma_rows kernels of depthwise_conv2d: which tiles there are, which one to take.
+#include <array>
+#include <charconv>
+#include <map>
+#include <set>
+
+#include "kernels/common/error.h"
+#include "kernels/common/grid.h"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_tma_rows.h"
+
+namespace kiln {
+namespace {
+
+constexpr int kMostBox = 256;     // pixels or elements along a side of what one load copies
+constexpr int kMostImages = 64;   // threads of a block in its third dimension
+constexpr int kMostGrid = 65535;  // blocks in the grid's second and third
+constexpr int kAlignment = 128;   // of a load's destination
+constexpr int kMostBlocks = 16;   // of a multiprocessor that are worth it
+
+struct Choice {
+  int channels = 0, rows = 0, images = 0, stage_rows = 0, stages = 0, blocks = 0;
+  std::string str() const {
+    std::string text;
+    const auto add = [&](const char* name, int value) { text.append(name).append(std::to_string(value)); };
+    add("c", channels);
+    add("_h", rows);
+    add("_n", images);
+    add("_k", stage_rows);
+    add("_s", stages);
+    add("_b", blocks);
+    return text;
+  }
+};
+
+constexpr int round_up(int v, int unit) { return (v + unit - 1) / unit * unit; }
+
+int threads_of(const TmaRowsShape& g) { return round_up(g.groups * g.strips * g.images, 32); }  // whole warps
+int steps_of(const TmaRowsShape& g, const TmaRowsSweep& s) { return (g.rows - 1) * g.step + s.window; }
+
+// Bytes of a block.
+size_t smem_of(const TmaRowsShape& g) {
+  return kAlignment + static_cast<size_t>(g.control_at) + g.stages * kTmaRowsControlBytes + kTmaRowsFillBytes;
+}
+
+// How the images are dealt out to the blocks that fit the device.
+void deal(TmaRowsShape& g, const Device& device, int blocks) {
+  const int tiles = g.slices * g.column_tiles * g.row_tiles, tasks = ceil_div(g.n, g.images);
+  const int walks = std::min(tasks, std::max(1, device.multiprocessors * blocks / tiles));
+  g.walks = ceil_div(tasks, ceil_div(tasks, walks));  // no more than what as many rounds take
+}
+
+// The tiles of a choice; slices = 0 where there are none.
+TmaRowsShape shape_of(const Choice& choice, const TmaRowsSweep& s, const Device& device) {
+  const TmaRowsShape none = {};
+  TmaRowsShape g = {};
+  const int unit = 16 / s.element_bytes;
+  if (choice.channels < unit || choice.channels % unit || choice.channels > kMostBox) return none;
+  if (choice.rows < 1 || choice.rows > s.height || choice.images < 1 || choice.images > s.n) return none;
+  if (choice.stage_rows < 1 || choice.stage_rows > kMostBox || choice.images > kMostImages) return none;
+  if (choice.stages < 2 || choice.stages > kTmaRowsMostStages) return none;
+  if (choice.blocks < 1 || choice.blocks > kMostBlocks) return none;
+  if (s.loads_swept && choice.stage_rows % s.step != 0) return none;
+  g.n = s.n;
+  g.height = s.height;
+  g.width = s.width;
+  g.c = s.c;
+  g.source_h = s.source_h;
+  g.step = s.step;
+  g.origin_h = s.origin_h;
+  g.origin_w = s.origin_w;
+  g.channels = choice.channels;
+  g.rows = choice.rows;
+  g.images = choice.images;
+  g.stage_rows = choice.stage_rows;
+  g.stages = choice.stages;
+  g.groups = g.channels / s.vector;
+  // Whole rows of the map, unless they are too wide for a box or for the threads of a block.
+  const int strips = ceil_div(s.width, s.columns);
+  const int widest =
+      std::min(s.threads / (g.groups * g.images), ((kMostBox - s.window) / s.step + 1) / s.columns);
+  if (widest < 1) return none;
+  g.column_tiles = ceil_div(strips, widest);
+  g.strips = ceil_div(strips, g.column_tiles);
+  g.columns = g.strips * s.columns;
+  g.slices = ceil_div(s.c, g.channels);
+  g.row_tiles = ceil_div(s.height, g.rows);
+  g.row_tiles_divisor = FastDivisor(static_cast<unsigned>(g.row_tiles));
+  g.box_w = (g.columns - 1) * g.step + s.window;
+  const long long pixel = 1LL * g.images * g.channels * s.element_bytes;
+  const long long source = pixel * g.box_w * g.stage_rows;
+  const long long swept = s.loads_swept ? pixel * g.columns * (g.stage_rows / g.step) : 0;
+  if (source + swept > kTmaRowsMostSmem) return none;  // a barrier counts up to 2^20 - 1 bytes
+  g.load_bytes = static_cast<int>(source + swept);
+  g.swept_at = round_up(static_cast<int>(source), kAlignment);
+  g.stage_bytes = g.swept_at + round_up(static_cast<int>(swept), kAlignment);
+  const int sums = s.task_sum_floats * threads_of(g) * static_cast<int>(sizeof(float));
+  g.control_at = std::max(g.stages * g.stage_bytes, round_up(sums, kAlignment));
+  deal(g, device, choice.blocks);
+  return g.column_tiles <= kMostGrid && 1LL * g.walks * g.row_tiles <= kMostGrid ? g : none;
+}
+
+// Whether choice.blocks of them fit a multiprocessor; 1 KiB of a block's memory is the system's.
+bool fits(const TmaRowsShape& g, const TmaRowsSweep& s, const Choice& choice) {
+  return g.slices > 0 && choice.blocks * threads_of(g) <= 2 * s.threads &&
+         smem_of(g) <= static_cast<size_t>((kTmaRowsMostSmem + 1024) / choice.blocks - 1024);
+}
+
+// A model of the time in cycles of a multiprocessor: the larger of what its tasks move, what they compute and
+// what a walk of one block takes when it waits for nothing (a few percent more where few blocks fill each
+// other's waits), and the first load and last row that nothing hides.
+double cost(const TmaRowsShape& g, const TmaRowsSweep& s, const Device& device) {
+  constexpr double kBytes = 12.5;         // from and to memory in a cycle
+  constexpr double kSlots = 2.8;          // instructions a cycle that are issued when enough warps are ready
+  constexpr double kInFlight = 40 << 10;  // bytes under way for that speed
+  const double tiles = 1.0 * g.slices * g.column_tiles * g.row_tiles, tasks = ceil_div(g.n, g.images);
+  const double here = std::max(1.0, std::ceil(tiles * tasks / device.multiprocessors));  // tasks
+  const double grid = tiles * g.walks;
+  const double resident = std::max(1.0, std::min(here, std::ceil(grid / device.multiprocessors)));
+
+  const double pixel = 1.0 * g.channels * s.element_bytes * g.images;
+  const double rows = std::min(steps_of(g, s), s.source_h), width = std::min(g.box_w, s.source_w);
+  const double swept = pixel * std::min(g.columns, g.width) * g.rows;
+  const double box = pixel * width * rows;
+  const double read = swept / (1.0 * s.width * s.height) * s.source_w * s.source_h;  // compulsory
+  const double moved = read + std::max(0.0, box - read) * 0.3 + swept * (s.stored_pixels + s.loads_swept);
+  const double line = 1.0 * g.channels * s.element_bytes;
+  const double cut = g.slices > 1 && g.channels * s.element_bytes % 32 != 0 ? 1.1 : 1;  // sectors are shared
+  const double narrow = cut * (line >= 128 || g.slices == 1 ? 1
+                               : line >= 64                 ? 1.04
+                               : line >= 32                 ? 1.15
+                                                            : 1.5);
+  const double stage = (box + (s.loads_swept ? swept : 0)) / rows * std::min<double>(g.stage_rows, rows);
+  const double in_flight = resident * (g.stages - 1.5) * stage;
+  const double fills = std::ceil((s.loads_swept ? steps_of(g, s) : rows) / g.stage_rows);
+  const double memory = here * (moved * narrow / kBytes * std::max(1.0, kInFlight / in_flight) + fills * 30);
+
+  const double warps = threads_of(g) / 32.0;
+  const double slots = rows * s.row_slots + fills * 80 + 150;  // a warp's, a task
+  const double arithmetic = here * warps * slots / std::min(kSlots, resident * warps / 4.0);
+  const double walk = std::ceil(tasks / g.walks) * (slots * 1.6 + fills * 150);
+  const double sums =
+      s.task_sum_floats == 0 ? 0 : 4.0 * s.window * s.window * g.channels;  // bytes, of a block
+  const double alone = 1200 + resident * (stage + 2.5 * sums) / kBytes + g.stage_rows * s.row_slots * 1.5;
+  const double longest = std::max({memory, arithmetic, walk});
+  return longest * (1 + 0.06 / resident) + 0.15 * std::min(memory, arithmetic) + alone;
+}
+
+struct Candidate {
+  Choice choice;
+  double cost;
+};
+
+// Best first.
+std::vector<Candidate> candidates(const TmaRowsSweep& s, const Device& device) {
+  const int unit = 16 / s.element_bytes;
+  std::set<int> channels, rows;
+  for (int slices = 1; slices <= 32; ++slices) channels.insert(round_up(ceil_div(s.c, slices), unit));
+  for (const int width : {8, 16, 32, 64, 128})
+    channels.insert(std::min(round_up(width, unit), round_up(s.c, unit)));
+  for (const int parts : {1, 2, 4, 8}) rows.insert(ceil_div(s.height, std::min(parts, s.height)));
+  std::vector<Candidate> list;
+  for (const int c : channels) {
+    for (const int h : rows) {
+      std::set<int> stage_rows;
+      const int all = (h - 1) * s.step + s.window;
+      const int steps = s.loads_swept ? round_up(all, s.step) : std::min(all, s.source_h);
+      for (const int k : {2, 4, 6, 8, steps, round_up(ceil_div(steps, 2), s.step)}) {
+        if (k <= std::max(steps, s.step)) stage_rows.insert(k);
+      }
+      for (int n = 1; n <= std::min(16, s.n); n *= 2) {
+        for (const int k : stage_rows) {
+          for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
+            Choice choice = {c, h, n, k, kTmaRowsMostStages, blocks};
+            TmaRowsShape g = shape_of(choice, s, device);
+            while (g.slices > 0 && choice.stages > 2 && !fits(g, s, choice)) {
+              --choice.stages;
+              g = shape_of(choice, s, device);
+            }
+            if (fits(g, s, choice)) list.push_back({choice, cost(g, s, device)});
+          }
+        }
+      }
+    }
+  }
+  std::stable_sort(list.begin(), list.end(), [](const auto& a, const auto& b) { return a.cost < b.cost; });
+  return list;
+}
+
+// "c64_h32_n1_k4_s6_b4"
+bool parse(std::string_view text, Choice& choice) {
+  const auto number = [&](std::string_view name, int& to) {
+    if (text.substr(0, name.size()) != name) return false;
+    text.remove_prefix(name.size());
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), to);
+    text.remove_prefix(static_cast<size_t>(stop - text.data()));
+    return error == std::errc() && to > 0;
+  };
+  return number("c", choice.channels) && number("_h", choice.rows) && number("_n", choice.images) &&
+         number("_k", choice.stage_rows) && number("_s", choice.stages) && number("_b", choice.blocks) &&
+         text.empty();
+}
+
+}  // namespace
+
+TmaRowsPlan plan_tma_rows(const TmaRowsSweep& s, const Device& device, std::string_view config) {
+  Choice choice;
+  if (config.empty()) {
+    const std::vector<Candidate> list = candidates(s, device);
+    if (list.empty()) fail_usage("depthwise_conv2d tma_rows: no tile of this problem fits shared memory");
+    choice = list.front().choice;
+  } else if (!parse(config, choice)) {
+    fail_usage(
+        "the config is c<channels>_h<rows>_n<images>_k<rows of a stage>_s<stages>_b<blocks> "
+        "(c64_h32_n1_k4_s6_b4), got '" +
+        std::string(config) + "'");
+  }
+  const TmaRowsShape g = shape_of(choice, s, device);
+  if (!fits(g, s, choice)) {
+    fail_usage("depthwise_conv2d tma_rows: '" + std::string(config) +
+               "' is no tile of this problem: so many blocks of 2 to 8 stages must fit a multiprocessor's "
+               "shared memory and registers, boxes have at most 256 elements a side");
+  }
+  const auto size = [](int v) { return static_cast<unsigned>(v); };
+  return {.shape = g,
+          .grid = {size(g.slices), size(g.column_tiles), size(g.walks) * size(g.row_tiles)},
+          .block = {size(g.groups), size(g.strips), size(g.images)},
+          .smem_bytes = smem_of(g)};
+}
+
+// The fastest few, of one tile no more than two, with stages of different depth.
+std::vector<std::string> tma_rows_configs(const TmaRowsSweep& s, const Device& device) {
+  constexpr size_t kMost = 14;
+  std::vector<std::string> configs;
+  std::map<std::array<int, 3>, std::set<int>> of_tile;  // their stages' rows
+  for (const auto& [choice, time] : candidates(s, device)) {
+    if (configs.size() == kMost) break;
+    std::set<int>& depths = of_tile[{choice.channels, choice.rows, choice.images}];
+    if (depths.size() < 2 && depths.insert(choice.stage_rows).second) configs.push_back(choice.str());
+  }
+  return configs;
+}
+
+}  // namespace kiln
