@@ -108,10 +108,9 @@ class Rows {
     const MeasureCost& cost = bench_.last_cost();
     spent_ += cost.sum();
     const double left = spent_ / static_cast<double>(done_) * static_cast<double>(groups_.size() - done_);
-    std::fprintf(stderr,
-                 "[%zu/%zu] %s: %zu rows; judge %.1f, prepare %.1f, gate %.1f, timing %.1f s; %.0f s left\n",
-                 done_, groups_.size(), group.c_str(), rows, cost.judge, cost.prepare, cost.gate, cost.time,
-                 left);
+    std::fprintf(
+        stderr, "[%zu/%zu] %s: %zu rows; judge %.1f, prepare %.1f, gate %.1f, timing %.1f s; %.0f s left\n",
+        done_, groups_.size(), group.c_str(), rows, cost.judge, cost.prepare, cost.gate, cost.time, left);
   }
 
   LayerBench& bench_;

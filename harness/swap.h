@@ -30,8 +30,8 @@ struct SwappedStep {
 // How two runs' losses compare, step by step.
 struct LossComparison {
   int steps = 0;
-  bool equal = true;        // bit by bit
-  double max_rel_diff = 0;  // infinite where one of the two is not finite
+  bool equal = true;          // bit by bit
+  double max_rel_diff = 0;    // infinite where one of the two is not finite
   double first_rel_diff = 0;  // of the first step: later ones start from weights that differ already
 };
 LossComparison compare_losses(const std::vector<float>& a, const std::vector<float>& b, int most_steps);

@@ -71,7 +71,7 @@ class StepTracer {
   // What is launched between these two counts; the device is idle at both.
   virtual void stretch_begins() {}
   virtual void stretch_done() {}
-  virtual void discard() {}       // what was launched so far does not count
+  virtual void discard() {}  // what was launched so far does not count
   // Stops, and appends the spans of all launches. Returns the reason why they are not to be had, or "".
   virtual std::string finish(StepProfile* profile) = 0;
 };

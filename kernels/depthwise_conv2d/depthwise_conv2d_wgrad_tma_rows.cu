@@ -35,8 +35,7 @@ struct Walk {
   using Channels = ChannelVector<T, V>;
   using Ring = RowsRing<kStride, true>;
 
-  float sum[kR][kR][V];
-  float bias_sum[V];
+  float sum[kR * kR + 1][V];          // of the taps, of dy
   float dy_rows[kRing][kColumns][V];  // dy row p of the task is in slot p % kRing
   uint32_t x, dy;                     // the thread's next row of either, in shared memory
   int x_first, dy_first;              // bytes from a stage's begin to the thread's
@@ -61,7 +60,7 @@ struct Walk {
     dy += dy_row;
     if (!bias) return;
 #pragma unroll
-    for (int i = 0; i < kColumns * V; ++i) bias_sum[i % V] += dy_rows[slot][i / V][i % V];
+    for (int i = 0; i < kColumns * V; ++i) sum[kR * kR][i % V] += dy_rows[slot][i / V][i % V];
   }
 
   // Multiplies x row v of the task, where v % kPeriod == j, with the dy rows that meet it.
@@ -81,7 +80,9 @@ struct Walk {
           const int s = i - t * kStride;
           if (s < 0 || s >= kR) continue;
 #pragma unroll
-          for (int k = 0; k < V; ++k) sum[r][s][k] = fmaf(value[k], dy_rows[slot][t][k], sum[r][s][k]);
+          for (int k = 0; k < V; ++k) {
+            sum[r * kR + s][k] = fmaf(value[k], dy_rows[slot][t][k], sum[r * kR + s][k]);
+          }
         }
       }
     }
@@ -114,23 +115,31 @@ struct Walk {
   }
 };
 
-// Adds kCount x V sums of a thread over the strips and images of the block, in their order, and writes them
-// to kCount rows of the block's part, [C] apart. All threads of the block; shared: [kCount * V][threads].
-template <int kCount, int V>
-__device__ __forceinline__ void add_tasks(const float (&sums)[kCount][V], float* part, const TmaRowsShape& g,
-                                          const RowsTask& at, float* shared) {
-  const int tasks = g.strips * g.images, threads = g.groups * tasks, thread = at.thread;
+// Adds the sums of a thread over the strips and images of the block, in their order, and writes them to
+// `rows` rows of the block's part, [C] apart. All threads of the block; shared: [rows * V][threads].
+template <int kMostRows, int V>
+__device__ __forceinline__ void add_threads(const float (&sums)[kMostRows][V], int rows, float* part,
+                                            const TmaRowsShape& g, const RowsTask& at, float* shared) {
+  const int tasks = g.strips * g.images, threads = g.groups * tasks;
   __syncthreads();  // what was in shared memory has been read
 #pragma unroll
-  for (int i = 0; i < kCount * V; ++i) shared[i * threads + thread] = sums[i / V][i % V];
+  for (int i = 0; i < kMostRows * V; ++i) {
+    if (i / V < rows) shared[i * threads + at.thread] = sums[i / V][i % V];
+  }
   __syncthreads();
-  for (int o = thread; o < kCount * V * g.groups; o += threads) {
-    const int i = o / g.groups, group = o - i * g.groups, c = at.channel + group * V + i % V;
-    if (c >= g.c) continue;
-    const float* from = shared + i * threads + group;
-    float total = from[0];
-    for (int t = 1; t < tasks; ++t) total += from[t * g.groups];
-    part[i / V * g.c + c] = total;
+  if (!at.works) return;
+  const int group = static_cast<int>(threadIdx.x);
+  const int task = static_cast<int>(threadIdx.z) * g.strips + static_cast<int>(threadIdx.y);
+#pragma unroll 1
+  for (int row = task; row < rows; row += tasks) {
+    const float* from = shared + row * V * threads + group;
+    Vec<float, V> total = {};
+#pragma unroll 2
+    for (int t = 0; t < tasks; ++t) {
+#pragma unroll
+      for (int k = 0; k < V; ++k) total.v[k] += from[k * threads + t * g.groups];
+    }
+    total.store(part + row * g.c + at.c);
   }
 }
 
@@ -148,9 +157,7 @@ __global__ __launch_bounds__(Config<T, kR, kStride>::kThreads, 2) void depthwise
   RowsRing<kStride, true> ring(raw, g, at, &source, &swept);
   Walk<T, Config> walk;
 #pragma unroll
-  for (int i = 0; i < kR * kR * V; ++i) walk.sum[i / (kR * V)][i / V % kR][i % V] = 0.0f;
-#pragma unroll
-  for (int k = 0; k < V; ++k) walk.bias_sum[k] = 0.0f;
+  for (int i = 0; i < (kR * kR + 1) * V; ++i) walk.sum[i / V][i % V] = 0.0f;
   walk.bias = bias;
   walk.pixel = g.channels * static_cast<int>(sizeof(T));
   walk.x_row = g.box_w * walk.pixel;
@@ -162,19 +169,12 @@ __global__ __launch_bounds__(Config<T, kR, kStride>::kThreads, 2) void depthwise
   for (int n = at.image; n < g.n; n += at.images_apart) {
     walk.walk(ring, at, g, std::make_integer_sequence<int, Config::kPeriod>());
   }
-  // Every fill that was started has arrived and been read after the barrier in add_tasks: the stages' memory
-  // is free.
+  // Every fill that was started has arrived and been read after the barrier in add_threads: the stages'
+  // memory is free.
   float* shared = reinterpret_cast<float*>(raw + (ring.address - smem_address(raw)));
   const size_t index = static_cast<size_t>(blockIdx.z) * g.column_tiles + blockIdx.y;
-  float* part = partial + index * (kR * kR + (bias ? 1 : 0)) * g.c;
-#pragma unroll
-  for (int r = 0; r < kR; ++r) add_tasks(walk.sum[r], part + r * kR * g.c, g, at, shared);
-  if (bias) {
-    float bias_sum[1][V];
-#pragma unroll
-    for (int k = 0; k < V; ++k) bias_sum[0][k] = walk.bias_sum[k];
-    add_tasks(bias_sum, part + kR * kR * g.c, g, at, shared);
-  }
+  const int rows = kR * kR + (bias ? 1 : 0);
+  add_threads(walk.sum, rows, partial + index * rows * g.c, g, at, shared);
 }
 
 template <class Config>
@@ -199,7 +199,7 @@ TmaRowsSweep sweep_with(const DepthwiseConv2dProblem& p) {
           .row_slots =
               kProducts +
               (Config::kInputs + 1.0 * Config::kColumns / Config::kStride) * (2.0 + Config::kVector) + 20,
-          .task_sum_floats = Config::kR * Config::kVector};
+          .task_sum_floats = (Config::kR * Config::kR + 1) * Config::kVector};
 }
 
 template <class T>
