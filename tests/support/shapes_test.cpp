@@ -96,7 +96,7 @@ std::vector<NamedProblem> test_convolutions() {
   // Channels in fours: taps that change within a step, several tiles with tails, the longest window, an odd
   // channel stride.
   for (const char* fours : {"n2_h7_w9_c20_k20_r3", "n2_h7_w9_c20_k20_r5_st2", "n2_h7_w9_c20_k20_r3_st1x2",
-                            "n2_h20_w20_c4_k100_r3", "n3_h15_w17_c12_k68_r3_st2", "n3_h20_w20_c68_k196_r3",
+                            "n2_h20_w20_c4_k100_r3", "n3_h15_w17_c12_k68_r3_st2", "n2_h20_w20_c68_k196_r3",
                             "n2_h9_w9_c8_k16_r15_p14_st2", "n1_h8_w8_c16_k16_r3_cs18"}) {
     add("fours", fours);
   }
