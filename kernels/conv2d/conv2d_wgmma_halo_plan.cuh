@@ -127,9 +127,11 @@ inline Support halo_supports(const WgmmaGather& gather) {
 }
 
 // Whether it is thought to beat the product that gathers its source for every tap; never where the sweep
-// multiplies half as many rows again as there are pixels.
+// multiplies half as many rows again as there are pixels, nor for many output channels, of which the gathered
+// product makes wider tiles.
 inline bool halo_preferred(const WgmmaGather& gather) {
   if (halo_serves(gather.shape)) return true;
+  if (gather.shape.columns > 192) return false;
   if (2.0 * sweep_rows(gather) > 3.0 * gather.shape.rows) return false;
   const double gathered = std::min(
       {wgmma_cost<WgmmaConfig<128, 256, 64, 4>>(gather), wgmma_cost<WgmmaConfig<256, 128, 64, 4>>(gather),

@@ -252,6 +252,7 @@ extern const Impl<DepthwiseConv2dDgrad> depthwise_conv2d_dgrad_tma_rows = {
         [](const DepthwiseConv2dProblem& p, const Device& device) {
           return p.stride_h == 1 ? tma_rows_correlation_configs(turned(p), device)
                                  : tma_rows_configs(cell_sweep(p), device);
-        }};
+        },
+    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3; }};
 
 }  // namespace kiln

@@ -223,6 +223,8 @@ extern const Impl<DepthwiseConv2dFwd> depthwise_conv2d_fwd_tma_rows = {
     .supports = tma_tile_supports,
     .plan = [](const DepthwiseConv2dProblem& p, const Device& device,
                std::string_view config) { return plan_tma_rows_correlation(p, false, device, config); },
-    .configs = tma_rows_correlation_configs};
+    .configs = tma_rows_correlation_configs,
+    // 5x5 is bound by issue, where sliding_window has fewer instructions.
+    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3; }};
 
 }  // namespace kiln
