@@ -98,6 +98,9 @@ LayerOptions parse_layer_options(int& argc, char** argv) {
   app.add_option("--cudnn-plans", options.cudnn_plans,
                  "file that remembers how fast each of cuDNN's plans is; '' tries them all again")
       ->capture_default_str();
+  app.add_option("--tune-cache", options.tune_cache,
+                 "cache of `kiln tune`: where its choice has a config, that is a row beside the heuristic's")
+      ->check(CLI::ExistingFile);
   app.add_flag(
       "--profile", options.profile,
       "time nothing: launch each row once between cudaProfilerStart and cudaProfilerStop (scripts/ncu)");

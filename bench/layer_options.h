@@ -19,6 +19,7 @@ struct LayerOptions {
   ImplChoice impl;
   TimingOptions timing;
   std::string cudnn_plans;   // file of the ranking of cuDNN's plans
+  std::string tune_cache;    // of `kiln tune`: a choice with a config gets a row of its own; "": none
   bool profile = false;      // launch each row once inside the profiler's range instead of timing it
   std::string filter = ".";  // Google Benchmark's own: rows that it drops are not prepared
 };

@@ -6,6 +6,8 @@
 #include <set>
 
 #include "kernels/common/error.h"
+#include "kernels/common/impl_choice.h"
+#include "kernels/common/tune_cache.h"
 
 namespace kiln {
 namespace {
@@ -62,6 +64,15 @@ std::vector<std::pair<std::string, bool>> ordered_impls(const PassInfo& pass, co
   return peers;
 }
 
+// What the cache holds for a problem if it is a config, whose time a bare name does not show; else "".
+std::string tuned_config(const TuneCache& cache, const PassInfo& pass, const AnyProblem& problem,
+                         const Device& device) {
+  const TunedChoice* choice =
+      cache.find(device.name, tuning_key(pass.op, pass.pass, problem.text, problem.dtype));
+  if (!choice || choice->impl.find(':') == std::string::npos) return "";
+  return choice->signature == tuning_signature(pass.choices(problem, device)) ? choice->impl : "";
+}
+
 std::vector<std::pair<std::string, bool>> wished_impls(const PassInfo& pass, const AnyProblem& problem,
                                                        const std::vector<std::string>& wishes,
                                                        const Device& device) {
@@ -92,6 +103,7 @@ std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& devi
   if (dtypes.empty()) dtypes.push_back(device.is_cuda() ? DType::kBF16 : DType::kF32);
   const RowFilter filter(options.filter);
   const bool wishes = !options.impl.str().empty();
+  const TuneCache tuned = options.tune_cache.empty() ? TuneCache() : TuneCache::load(options.tune_cache);
   std::vector<LayerRow> rows;
   std::set<std::string> seen;
   int index = 0;
@@ -108,10 +120,11 @@ std::vector<LayerRow> layer_rows(const LayerOptions& options, const Device& devi
           continue;  // grad_norm has no bf16
         }
         LayerRow row{&pass, named.label, problem.text, dtype, "", false};
-        const auto impls =
-            wishes ? wished_impls(pass, problem, options.impl.alternatives(pass.op, pass.pass, device.kind),
-                                  device)
-                   : ordered_impls(pass, problem, device, filter, row.group(), ranking);
+        auto impls = wishes ? wished_impls(pass, problem,
+                                           options.impl.alternatives(pass.op, pass.pass, device.kind), device)
+                            : ordered_impls(pass, problem, device, filter, row.group(), ranking);
+        const std::string config = wishes ? "" : tuned_config(tuned, pass, problem, device);
+        if (!config.empty()) impls.emplace_back(config, false);
         for (const auto& [impl, peer] : impls) {
           row.impl = impl;
           row.peer = peer;

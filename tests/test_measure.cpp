@@ -107,6 +107,43 @@ TEST_F(Measure, RowsFollowTheFilter) {
   EXPECT_TRUE(layer_rows(options, cpu_device(), ranking).empty());
 }
 
+TEST_F(Measure, ATunedConfigHasARowWhileItsSignatureHolds) {
+  const PassInfo* pass = find("conv2d.fwd");
+  const Device& device = nominal_cuda_device();
+  LayerOptions options;
+  options.problems = {{"", "conv2d", "n512_h32_w32_c64_k64_r3", "fwd"}};
+  options.filter = "wgmma";
+  const AnyProblem problem = pass ? pass->parse(options.problems[0].text, DType::kBF16) : AnyProblem{};
+  std::string config, signature;
+  if (pass) {
+    const std::vector<std::string> choices = pass->choices(problem, device);
+    signature = tuning_signature(choices);
+    for (const std::string& choice : choices) {
+      if (choice.starts_with("wgmma") && choice.find(':') != std::string::npos) config = choice;
+    }
+  }
+  if (config.empty()) GTEST_SKIP() << "this build has no implementation with configs";
+  options.tune_cache = (std::filesystem::path(::testing::TempDir()) / "kiln_measure_tune.json").string();
+  PlanRanking ranking("");
+  const auto rows_with = [&](const std::string& held) {
+    TuneCache cache;
+    cache.set(device.name, tuning_key("conv2d", "fwd", problem.text, DType::kBF16),
+              {.impl = config,
+               .us = 1,
+               .heuristic = "wgmma",
+               .heuristic_us = 1,
+               .signature = held,
+               .driver = "",
+               .kiln = ""});
+    cache.save(options.tune_cache);
+    int count = 0;
+    for (const LayerRow& row : layer_rows(options, device, ranking)) count += row.impl == config;
+    return count;
+  };
+  EXPECT_EQ(rows_with(signature), 1);
+  EXPECT_EQ(rows_with("of another list"), 0);
+}
+
 TEST(Timing, SummaryOfSamples) {
   const Timing t = summarize({5, 1, 3, 2, 4});
   EXPECT_EQ(t.seconds, 3);
