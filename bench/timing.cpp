@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 #include "kernels/common/error.h"
 
@@ -149,13 +150,23 @@ std::vector<Timing> time_in_turns(std::span<LaunchSampler> contestants, const Ti
     if (count >= 3 && spent[i] + contestants[i].sample_cost() > options.most_seconds) return true;
     return count >= options.fewest && summarize(samples[i]).median_spread_pct < options.target_pct;
   };
+  // Far behind the fastest nobody asks for the last half percent.
+  const auto out_of_race = [&](size_t i, double fastest) {
+    return static_cast<int>(samples[i].size()) >= options.fewest &&
+           summarize(samples[i]).seconds > options.race * fastest;
+  };
   for (bool more = true; more;) {
+    double fastest = std::numeric_limits<double>::infinity();
+    for (const std::vector<double>& s : samples) {
+      if (!s.empty()) fastest = std::min(fastest, summarize(s).seconds);
+    }
     more = false;
-    // All go on until all have enough: late samples are then as many, and as late, for each.
-    for (size_t i = 0; i < contestants.size(); ++i) more = more || !enough(i);
+    // All others go on until all have enough: late samples are then as many, and as late, for each.
+    for (size_t i = 0; i < contestants.size(); ++i) more = more || !(enough(i) || out_of_race(i, fastest));
     if (!more) break;
     bool sampled = false;
     for (size_t i = 0; i < contestants.size(); ++i) {
+      if (out_of_race(i, fastest)) continue;
       if (samples[i].size() >= 3 && spent[i] + contestants[i].sample_cost() > options.most_seconds) continue;
       samples[i].push_back(contestants[i].sample());
       spent[i] += contestants[i].sample_cost();

@@ -27,6 +27,7 @@ struct TimingOptions {
   int fewest = 7, most = 200;     // samples
   double target_pct = 0.5;        // enough samples once median_spread_pct is below
   double most_seconds = 0.3;      // of one contestant, whatever its spread
+  double race = 3;  // a contestant this many times slower than the fastest gets `fewest` samples
 };
 
 // Launches in a fixed order, as one sample after another. Different buffers in `bounds` give a cold time, the

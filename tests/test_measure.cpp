@@ -167,12 +167,25 @@ TEST(Timing, TurnsAreTakenUntilEachHasEnough) {
   order.clear();
   int rounds = 0;
   const std::vector<Timing> timings = time_in_turns(
-      samplers, {.sample_seconds = 0, .fewest = 4, .most = 6, .target_pct = 1e-6, .most_seconds = 10},
+      samplers,
+      {.sample_seconds = 0, .fewest = 4, .most = 6, .target_pct = 1e-6, .most_seconds = 10, .race = 1e9},
       [&] { ++rounds; });
   EXPECT_EQ(order, "abababababab");
   EXPECT_EQ(rounds, 6);
   EXPECT_EQ(timings[0].samples, 6);
   EXPECT_GE(timings[1].seconds, 200e-6);
+}
+
+TEST(Timing, WhatIsFarBehindGetsTheFewestSamples) {
+  const Bound fast([](Stream) { std::this_thread::sleep_for(std::chrono::microseconds(300)); });
+  const Bound slow([](Stream) { std::this_thread::sleep_for(std::chrono::milliseconds(20)); });
+  std::vector<LaunchSampler> samplers;
+  samplers.emplace_back(std::span(&slow, 1), DeviceKind::kCpu, nullptr, 0);
+  samplers.emplace_back(std::span(&fast, 1), DeviceKind::kCpu, nullptr, 0);
+  const std::vector<Timing> timings = time_in_turns(
+      samplers, {.sample_seconds = 0, .fewest = 4, .most = 30, .target_pct = 1e-6, .most_seconds = 10});
+  EXPECT_EQ(timings[0].samples, 4);
+  EXPECT_EQ(timings[1].samples, 30);
 }
 
 TEST(Timing, StopsAtTheTimeLimit) {
