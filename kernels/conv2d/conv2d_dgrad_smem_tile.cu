@@ -9,6 +9,7 @@
 #include "kernels/common/check.h"
 #include "kernels/common/grid.h"
 #include "kernels/conv2d/conv2d_patch_loader.cuh"
+#include "kernels/conv2d/conv2d_pixel_class.cuh"
 #include "kernels/conv2d/conv2d_shape.cuh"
 
 namespace kiln {
@@ -17,34 +18,6 @@ namespace {
 using Wide = SmemTile<128, 64, 16, 8, 8, 3>;   // over 32 input channels
 using Narrow = SmemTile<256, 32, 8, 8, 8, 3>;  // at most 32
 using Small = SmemTile<64, 64, 16, 8, 4, 4>;   // where Wide is too few blocks, and for single elements
-
-// One remainder a of (h + pad) by the stride, along one axis.
-struct AxisClass {
-  int remainder, first, extent,
-      taps;  // pixels first, first + stride, ...; taps remainder, remainder + stride, ...
-  __device__ AxisClass(int a, int stride, int pad, int length, int filter) : remainder(a) {
-    first = ((a - pad) % stride + stride) % stride;
-    extent = first < length ? (length - first - 1) / stride + 1 : 0;
-    taps = a < filter ? (filter - a - 1) / stride + 1 : 0;
-  }
-};
-
-struct PixelClass {
-  AxisClass rows, cols;
-  __device__ PixelClass(const Conv2dShape& p, int index)
-      : rows(index / p.stride_w, p.stride_h, p.pad_h, p.h, p.r),
-        cols(index % p.stride_w, p.stride_w, p.pad_w, p.w, p.s) {}
-  __device__ unsigned pixels(int images) const {
-    return static_cast<unsigned>(images) * rows.extent * cols.extent;
-  }
-  // Pixel m of the class: image n, pixel (h, w) of dx.
-  __device__ void locate(const Conv2dShape& p, unsigned m, int& n, int& h, int& w) const {
-    const int row = m / cols.extent;
-    w = cols.first + m % cols.extent * p.stride_w;
-    h = rows.first + row % rows.extent * p.stride_h;
-    n = row / rows.extent;
-  }
-};
 
 // B[d,n]: w[k, r, s, c] at the class's taps, contiguous along c.
 template <class T, class Tile, int V>
