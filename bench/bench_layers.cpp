@@ -20,6 +20,8 @@
 namespace kiln {
 namespace {
 
+constexpr double kCpuSeconds = 0.3;  // of a row on a CPU, whose threads disturb each other
+
 std::string first_line(const std::string& command) {
   std::string line;
   if (FILE* pipe = popen(command.c_str(), "r")) {
@@ -42,7 +44,7 @@ std::string commit() {
 
 std::string text(double value) {
   char digits[32];
-  std::snprintf(digits, sizeof digits, "%.1f", value);
+  std::snprintf(digits, sizeof digits, "%.*f", value < 10 ? 2 : 1, value);
   return digits;
 }
 
@@ -137,6 +139,7 @@ void run_row(benchmark::State& state, Rows& rows, const LayerRow& row) {
                                                      {"gbps", c.gbps},
                                                      {"tflops", c.tflops},
                                                      {"pct_ceiling", c.pct_ceiling},
+                                                     {"pct_copy", c.pct_copy},
                                                      {"x_vendor_best", c.x_vendor_best},
                                                      {"x_vendor_default", c.x_vendor_default},
                                                      {"x_naive", c.x_naive},
@@ -169,7 +172,10 @@ int run(int argc, char** argv) {
   const std::vector<LayerRow> rows = layer_rows(options, device, ranking);
   const Ceilings ceilings = options.profile ? Ceilings{} : measure_ceilings(device);
   add_context(device, ceilings);
-  LayerBench bench(device, ceilings, options.timing);
+  TimingOptions timing = options.timing;
+  if (!device.is_cuda()) timing.most_seconds = kCpuSeconds;
+  if (options.max_seconds > 0) timing.most_seconds = options.max_seconds;
+  LayerBench bench(device, ceilings, timing);
   if (options.profile) bench.profile_only();
   Rows measured(rows, bench);
   for (const LayerRow& row : rows) {

@@ -17,8 +17,9 @@ void probe_copy(const void* x, void* y, size_t bytes, Stream stream);
 
 // Multiplies and adds in registers; writes `sink` (at least 16 bytes) as probe_read does.
 void probe_fma(void* sink, int multiprocessors, Stream stream);
-double probe_fma_flops(int multiprocessors);  // of one such launch
-void probe_nothing(Stream stream);            // an empty kernel
+double probe_fma_flops(int multiprocessors);           // of one such launch
+void probe_nothing(Stream stream);                     // an empty kernel
+void probe_wait(unsigned nanoseconds, Stream stream);  // one thread that waits so long
 
 // Random finite values in [-1, 1): fp32, or with `element` 2 bf16 or fp16.
 void fill_noise(void* x, size_t bytes, int element, bool bf16, Stream stream);

@@ -19,8 +19,10 @@
 namespace kiln {
 namespace {
 
-constexpr TimingOptions kProbe = {.sample_seconds = 0.01, .most_seconds = 0.15};
+constexpr TimingOptions kProbe = {.sample_seconds = 0.01, .fewest = 7, .most_seconds = 0.15};
 #ifdef KILN_WITH_CUDA
+constexpr size_t kMib = size_t{1} << 20;
+constexpr double kL2Rotation = 3;                // as the rows' buffers
 constexpr size_t kProbeBytes = size_t{1} << 29;  // far beyond any L2
 constexpr int kEmptyLaunches = 1000;
 #endif
@@ -48,6 +50,22 @@ double bf16_flops_per_clock(int sm) {
 }
 
 #ifdef KILN_WITH_CUDA
+// Seconds of copying `bytes` from a to b, each time from and to another place, so that L2 holds neither.
+double copy_seconds(const DeviceMemory& a, DeviceMemory& b, size_t bytes, const Device& device,
+                    const OwnedStream& stream) {
+  const auto wanted =
+      static_cast<size_t>(kL2Rotation * static_cast<double>(device.l2_bytes)) / (2 * bytes) + 2;
+  std::vector<Bound> copies;
+  for (size_t i = 0; i < std::min(wanted, a.bytes() / bytes); ++i) {
+    copies.emplace_back([from = a.data() + i * bytes, to = b.data() + i * bytes, bytes](Stream s) {
+      probe_copy(from, to, bytes, s);
+    });
+    copies.back().launch(stream.get());
+  }
+  stream.synchronize();
+  return time_launches(copies, DeviceKind::kCuda, stream.get()).seconds;
+}
+
 // Host seconds a launch of an empty kernel takes, one after another on a stream.
 double launch_seconds(const OwnedStream& stream) {
   std::vector<double> samples;
@@ -99,6 +117,16 @@ double Ceilings::mixed_rate(double written_share) const {
   return 1 / (at < 1 ? read + at * (copy - read) : copy + (at - 1) * (write - copy));
 }
 
+double Ceilings::copy_seconds(double bytes) const {
+  size_t i = 1;  // the segment's upper end
+  while (i + 1 < kCopyMib.size() && bytes > kCopyMib[i] * 0x1p20) ++i;
+  const double last = kCopyMib.back() * 0x1p20;
+  if (bytes > last) return copy_us.back() * 1e-6 * bytes / last;
+  const double from = std::log(kCopyMib[i - 1] * 0x1p20), to = std::log(kCopyMib[i] * 0x1p20);
+  const double at = (std::log(bytes) - from) / (to - from);
+  return 1e-6 * std::exp((1 - at) * std::log(copy_us[i - 1]) + at * std::log(copy_us[i]));
+}
+
 double Ceilings::specified_arithmetic_rate(const Device& device, DType dtype) const {
   const double clocks = device.multiprocessors * sm_mhz * 1e6;
   if (dtype == DType::kF32) return clocks * 2 * 128;
@@ -114,18 +142,22 @@ double Ceilings::arithmetic_rate(const Device& device, DType dtype) const {
 
 std::vector<Ceilings::Line> Ceilings::lines(const Device& device) const {
   const auto specified = [&](DType dtype) { return specified_arithmetic_rate(device, dtype) * 1e-12; };
-  return {{"sm_mhz", kVoid, sm_mhz},
-          {"dram_gbps", kVoid, dram_gbps},
-          {"copy_gbps", copy_gbps, dram_gbps},
-          {"read_gbps", read_gbps, dram_gbps},
-          {"write_gbps", write_gbps, dram_gbps},
-          {"l2_read_gbps", l2_read_gbps, kVoid},
-          {"matmul_bf16_tflops", matmul_bf16_tflops, specified(DType::kBF16)},
-          {"matmul_fp16_tflops", matmul_fp16_tflops, specified(DType::kBF16)},
-          {"matmul_tf32_tflops", matmul_tf32_tflops, specified(DType::kTF32)},
-          {"fma_fp32_tflops", fma_fp32_tflops, specified(DType::kF32)},
-          {"launch_us", launch_us, kVoid},
-          {"graph_node_us", graph_node_us, kVoid}};
+  std::vector<Line> lines = {{"sm_mhz", kVoid, sm_mhz},
+                             {"dram_gbps", kVoid, dram_gbps},
+                             {"copy_gbps", copy_gbps, dram_gbps},
+                             {"read_gbps", read_gbps, dram_gbps},
+                             {"write_gbps", write_gbps, dram_gbps},
+                             {"l2_read_gbps", l2_read_gbps, kVoid},
+                             {"matmul_bf16_tflops", matmul_bf16_tflops, specified(DType::kBF16)},
+                             {"matmul_fp16_tflops", matmul_fp16_tflops, specified(DType::kBF16)},
+                             {"matmul_tf32_tflops", matmul_tf32_tflops, specified(DType::kTF32)},
+                             {"fma_fp32_tflops", fma_fp32_tflops, specified(DType::kF32)},
+                             {"launch_us", launch_us, kVoid},
+                             {"graph_node_us", graph_node_us, kVoid}};
+  for (size_t i = 0; i < kCopyMib.size(); ++i) {
+    lines.push_back({"copy_us_" + std::to_string(kCopyMib[i]) + "mb", copy_us[i], kVoid});
+  }
+  return lines;
 }
 
 #ifndef KILN_WITH_CUDA
@@ -159,6 +191,9 @@ Ceilings measure_ceilings(const Device& device) {
   ceilings.write_gbps = gbps(kProbeBytes, [&](Stream s) { probe_write(b.data(), kProbeBytes, s); });
   ceilings.copy_gbps =
       gbps(2.0 * kProbeBytes, [&](Stream s) { probe_copy(a.data(), b.data(), kProbeBytes, s); });
+  for (size_t i = 0; i < Ceilings::kCopyMib.size(); ++i) {
+    ceilings.copy_us[i] = 1e6 * copy_seconds(a, b, Ceilings::kCopyMib[i] * kMib / 2, device, stream);
+  }
   const size_t in_l2 = device.l2_bytes / 4 / 32768 * 32768;  // a quarter: one half of the L2 serves it
   if (in_l2 > 0) {
     ceilings.l2_read_gbps = gbps(16.0 * static_cast<double>(in_l2), [&](Stream s) {

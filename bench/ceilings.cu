@@ -1,5 +1,5 @@
 // Probes: y[i] = x[i], y[i] = 0, and sum x[i] from DRAM and from L2, 16 bytes a thread and access; FMA chains
-// in registers; nothing at all.
+// in registers; nothing at all; waiting.
 //
 // Copy and write: a block owns 16 KiB, a thread four 16-byte vectors, 4 KiB apart, so that four accesses are
 // in flight and every warp access is one line of 512 contiguous bytes. Read: blocks step through x with the
@@ -83,6 +83,17 @@ __global__ __launch_bounds__(kThreads) void probe_fma_kernel(float* __restrict__
 
 __global__ void probe_nothing_kernel() {}
 
+__device__ unsigned long long global_nanoseconds() {
+  unsigned long long now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+
+__global__ void probe_wait_kernel(unsigned nanoseconds) {
+  const unsigned long long begin = global_nanoseconds();
+  while (global_nanoseconds() - begin < nanoseconds) __nanosleep(1000);
+}
+
 // 32 random bits of an index (the finaliser of MurmurHash3).
 __device__ unsigned mixed_bits(unsigned x) {
   x = (x ^ x >> 16) * 0x85ebca6bu;
@@ -144,6 +155,11 @@ double probe_fma_flops(int multiprocessors) {
 void probe_nothing(Stream stream) {
   probe_nothing_kernel<<<1, 32, 0, cuda_stream(stream)>>>();
   check_launch("probe_nothing_kernel");
+}
+
+void probe_wait(unsigned nanoseconds, Stream stream) {
+  probe_wait_kernel<<<1, 1, 0, cuda_stream(stream)>>>(nanoseconds);
+  check_launch("probe_wait_kernel");
 }
 
 void fill_noise(void* x, size_t bytes, int element, bool bf16, Stream stream) {

@@ -3,14 +3,22 @@
 #include <algorithm>
 
 namespace kiln {
+namespace {
+
+constexpr std::chrono::milliseconds kBetweenLooks(100);
+
+}  // namespace
 
 void ClockWatch::start() {
+  next_look_ = {};
   mhz_.clear();
   reasons_ = 0;
 }
 
 void ClockWatch::look() {
+  if (std::chrono::steady_clock::now() < next_look_) return;
   const GpuSample sample = nvml_.sample();
+  next_look_ = std::chrono::steady_clock::now() + kBetweenLooks;
   if (sample.sm_mhz) mhz_.push_back(*sample.sm_mhz);
   if (sample.clock_reasons) reasons_ |= *sample.clock_reasons;
 }

@@ -1,6 +1,7 @@
 // Whether the GPU held its clocks while something was measured (NVML; without it nothing is known).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -14,7 +15,9 @@ class ClockWatch {
  public:
   explicit ClockWatch(const std::string& uuid) : nvml_(uuid) {}
   void start();
-  void look();            // between launches, while the GPU is busy or was a moment ago
+  // Between launches, while the GPU is busy or was a moment ago; asks at most ten times a second, since an
+  // answer takes milliseconds.
+  void look();
   double sm_mhz() const;  // median of the looks since start(); NaN where unknown
   // What slowed the clocks since start(): "power cap", ...; "" for nothing.
   std::string slowdown() const { return slowdown_text(reasons_); }
@@ -24,6 +27,7 @@ class ClockWatch {
 
  private:
   Nvml nvml_;
+  std::chrono::steady_clock::time_point next_look_;
   std::vector<double> mhz_;
   uint64_t reasons_ = 0;
 };

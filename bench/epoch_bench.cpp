@@ -16,6 +16,7 @@ namespace fs = std::filesystem;
 
 constexpr long long kFewImages = 8;  // of training, where only evaluation counts
 constexpr long long kSweepImages = 8192;
+constexpr int kEnergyBatch = 512;
 constexpr int kWarmStepsCuda = 100, kWarmBatchCuda = 512, kWarmStepsCpu = 8, kWarmBatchCpu = 64;
 
 Dataset first_images(const Dataset& all, long long count) {
@@ -168,6 +169,16 @@ GpuMeter& EpochBench::meter(const Device& device) {
   if (!meter) meter = std::make_unique<GpuMeter>(device, options_.energy_seconds);
   meter->measure_idle();
   return *meter;
+}
+
+bool EpochBench::wants_energy(const EpochRow& row) const {
+  const std::vector<int>& wanted = options_.energy_batches;
+  const auto holds = [](const std::vector<int>& list, int batch) {
+    return std::find(list.begin(), list.end(), batch) != list.end();
+  };
+  if (!wanted.empty()) return holds(wanted, 0) || holds(wanted, row.batch);
+  const bool usual = holds(batches_for(options_, *row.device), kEnergyBatch);
+  return row.kind.starts_with("epoch_") && (row.batch == kEnergyBatch || !usual);
 }
 
 InferenceSession EpochBench::session(const EpochRow& row, bool fold) {

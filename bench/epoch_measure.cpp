@@ -10,6 +10,7 @@ namespace kiln {
 namespace {
 
 constexpr size_t kFewestSamples = 3;      // of a median
+constexpr double kWholeSeconds = 2;       // whole epochs are worth that, where three fit
 constexpr int kParts = 4, kCpuParts = 8;  // of an epoch, between which the loss is read
 
 // Images of the first `steps` steps; an epoch's last batch may be small.
@@ -32,7 +33,9 @@ class TrainSampler {
         batch_(row.batch),
         steps_((count + row.batch - 1) / row.batch),
         only_epoch_(is_only_epoch(bench, row)),
+        energy_(bench.wants_energy(row)),
         budget_(row.device->is_cuda() ? bench.options().seconds : bench.options().cpu_seconds),
+        whole_budget_(std::max({budget_, kWholeSeconds, energy_ ? bench.options().energy_seconds : 0})),
         meter_(bench.meter(*row.device)) {
     if (only_epoch_) begin();
     part_.restart();
@@ -52,7 +55,7 @@ class TrainSampler {
       if (!whole_) add(seconds, images - images_);
       if (whole_ && epoch_end) add(epoch_seconds_, count_);
     } else if (epoch_end) {
-      whole_ = static_cast<double>(kFewestSamples) * epoch_seconds_ <= budget_;
+      whole_ = static_cast<double>(kFewestSamples) * epoch_seconds_ <= whole_budget_;
       images_ = images;
       begin();
     }
@@ -73,7 +76,7 @@ class TrainSampler {
   void begin() {
     begun_ = true;
     begin_images_ = images_;
-    meter_.start();
+    meter_.start(energy_);
     window_.restart();
   }
   void add(double seconds, long long images) {
@@ -96,8 +99,8 @@ class TrainSampler {
   }
 
   const long long count_, batch_, steps_;
-  const bool only_epoch_;
-  const double budget_;
+  const bool only_epoch_, energy_;
+  const double budget_, whole_budget_;
   GpuMeter& meter_;
   Stopwatch part_, window_;
   double epoch_seconds_ = 0;
@@ -144,7 +147,7 @@ EpochResult measure_infer(EpochBench& bench, const EpochRow& row) {
   const double budget = cuda ? bench.options().seconds : bench.options().cpu_seconds / 2;
   const size_t fewest = is_only_epoch(bench, row) ? 1 : kFewestSamples;
   std::vector<double> samples;
-  meter.start();
+  meter.start(bench.wants_energy(row));
   const Stopwatch window;
   do {
     const Stopwatch sample;

@@ -77,6 +77,7 @@ class EpochBench {
   // computes with values as a trained network has them.
   const std::string& weights(const EpochRow& row);
   GpuMeter& meter(const Device& device);
+  bool wants_energy(const EpochRow& row) const;
   const ImplChoice& impl(const Device& device);
   TrainOptions train_options(const EpochRow& row);
   InferenceSession session(const EpochRow& row, bool fold);

@@ -32,6 +32,11 @@ void add_flags(CLI::App& app, EpochOptions& o) {
                  "the shortest window that energy is measured over, on cuda; 0: no energy")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option("--energy-batch", o.energy_batches,
+                 "batches whose rows have energy, comma-separated; 0: every row (default: epoch_train and "
+                 "epoch_infer at batch 512, or at every batch where 512 is not among them)")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--cpu-seconds", o.cpu_seconds,
                  "a training row's time on the cpu; evaluation has half of it, predict a sixth")
       ->check(CLI::PositiveNumber)

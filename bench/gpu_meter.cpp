@@ -39,7 +39,8 @@ void GpuMeter::measure_idle() {
   if (has_energy_) idle_w_ = static_cast<double>(*to - *from) / 1000 / seconds_between(start, Clock::now());
 }
 
-void GpuMeter::start() {
+void GpuMeter::start(bool energy) {
+  wants_energy_ = has_energy_ && energy;
   const GpuSample sample = nvml_.sample();
   start_ = last_look_ = Clock::now();
   start_mj_ = sample.energy_mj.value_or(0);
@@ -50,7 +51,7 @@ void GpuMeter::start() {
 
 double GpuMeter::seconds() const { return seconds_between(start_, Clock::now()); }
 
-bool GpuMeter::long_enough() const { return !has_energy_ || seconds() >= energy_seconds_; }
+bool GpuMeter::long_enough() const { return !wants_energy_ || seconds() >= energy_seconds_; }
 
 void GpuMeter::look() {
   if (!nvml_.available() || seconds_between(last_look_, Clock::now()) < kLookEvery) return;
@@ -66,7 +67,7 @@ GpuUse GpuMeter::stop() {
   if (!nvml_.available()) return use;
   const GpuSample last = nvml_.sample();
   const double window = seconds();
-  if (has_energy_ && last.energy_mj && window >= energy_seconds_) {
+  if (wants_energy_ && last.energy_mj && window >= energy_seconds_) {
     const double joules = static_cast<double>(*last.energy_mj - start_mj_) / 1000;
     use.idle_w = idle_w_;
     use.power_w = joules / window;

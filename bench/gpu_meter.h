@@ -32,7 +32,8 @@ class GpuMeter {
   // Once before anything runs: the power of the idle GPU with a CUDA context, over 2 s.
   void measure_idle();
 
-  void start();
+  // energy: whether this window is to be one of energy.
+  void start(bool energy);
   void look();  // anywhere in the window while the GPU was busy a moment ago; cheap if too frequent
   bool long_enough() const;  // for energy
   GpuUse stop();
@@ -42,7 +43,7 @@ class GpuMeter {
   Nvml nvml_;
   const Device& device_;
   double energy_seconds_, idle_w_ = GpuUse::kUnknown;
-  bool has_energy_ = false, idle_measured_ = false;
+  bool has_energy_ = false, idle_measured_ = false, wants_energy_ = false;
   std::unique_ptr<Backend> context_;  // keeps the GPU as it is between rows
   std::chrono::steady_clock::time_point start_, last_look_;
   uint64_t start_mj_ = 0, reasons_ = 0;

@@ -3,7 +3,10 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <optional>
+#include <utility>
 
+#include "bench/contestant.h"
 #include "bench/layer_rows.h"
 #include "bench/timing.h"
 #include "kernels/common/error.h"
@@ -11,19 +14,17 @@
 
 #ifdef KILN_WITH_CUDA
 #include <cuda_profiler_api.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include "kernels/common/check.h"
-#endif
-#ifdef KILN_OP_CONV2D
-#include "kernels/conv2d/conv2d.h"
 #endif
 
 namespace kiln {
 namespace {
 
 constexpr int kTries = 3;  // where something disturbed the clocks
-constexpr double kL2Rotation = 3;
-constexpr size_t kMostSets = 512, kMostBytes = size_t{24} << 30, kWarmLaunches = 20;
+constexpr size_t kWarmLaunches = 20;
+constexpr double kWarmUpSeconds = 0.02;  // the clocks follow the power that the kernels draw
 
 bool is_default(const std::string& impl) {
   const size_t colon = impl.find(':');
@@ -32,8 +33,6 @@ bool is_default(const std::string& impl) {
 
 // The smaller one that is a number.
 double least(double a, double b) { return std::isnan(a) || b < a ? b : a; }
-
-bool is_naive(const std::string& impl) { return impl == "naive" || impl == "cpu_naive"; }
 
 // Adds the time since the last lap to a sum.
 class Laps {
@@ -49,87 +48,7 @@ class Laps {
   Clock::time_point last_ = Clock::now();
 };
 
-// Copies of a problem's tensors, together larger than the cache; all implementations run on the same.
-std::vector<std::unique_ptr<TensorBuffers>> rotated_sets(const std::vector<TensorSpec>& specs,
-                                                         const Device& device, const HostTensors& inputs) {
-  std::vector<std::unique_ptr<TensorBuffers>> sets;
-  sets.push_back(std::make_unique<TensorBuffers>(specs, device.kind, kGuardBytes));
-  sets[0]->upload(inputs);
-  size_t count = 1;
-  if (device.is_cuda()) {
-    const size_t bytes = std::max<size_t>(sets[0]->bytes(), 1);
-    const auto wanted = static_cast<size_t>(kL2Rotation * static_cast<double>(device.l2_bytes)) / bytes + 2;
-    count = std::min({wanted, kMostSets, std::max<size_t>(2, kMostBytes / bytes)});
-  }
-  for (size_t i = 1; i < count; ++i) {
-    sets.push_back(std::make_unique<TensorBuffers>(specs, device.kind, kGuardBytes));
-    sets.back()->copy_from(*sets[0]);
-  }
-  return sets;
-}
-
-// The share of a convolution's taps that do not fall on padding: a kernel may leave the others out.
-double computed_share(const LayerRow& row, const AnyProblem& problem) {
-#ifdef KILN_OP_CONV2D
-  if (row.pass->op == "conv2d") {
-    const auto& p = *static_cast<const Conv2dProblem*>(problem.value.get());
-    const auto inside = [](int outputs, int filter, int stride, int pad, int size) {
-      double taps = 0;
-      for (int o = 0; o < outputs; ++o) {
-        for (int f = 0; f < filter; ++f) taps += o * stride + f >= pad && o * stride + f - pad < size;
-      }
-      return taps / outputs / filter;
-    };
-    return inside(p.p(), p.r, p.stride_h, p.pad_h, p.h) * inside(p.q(), p.s, p.stride_w, p.pad_w, p.w);
-  }
-#endif
-  (void)row;
-  (void)problem;
-  return 1;
-}
-
 }  // namespace
-
-// One implementation, bound to every set.
-struct LayerBench::Contestant {
-  RowResult* result = nullptr;
-  bool naive = false;
-  AnyPlan plan;
-  DeviceMemory workspace;
-  std::vector<Bound> bounds;
-
-  Contestant(const LayerRow& row, const AnyProblem& problem, const Device& device,
-             const std::vector<std::unique_ptr<TensorBuffers>>& sets)
-      : naive(is_naive(row.impl)),
-        plan(row.pass->plan(problem, device, row.impl)),
-        workspace(device.kind, plan.workspace_bytes) {
-    for (const auto& set : sets) bounds.push_back(plan.bind(set->pointers(), workspace.data()));
-  }
-};
-
-void LayerBench::fill_rates(const LayerRow& row, const AnyProblem& problem, LayerCounters& c) const {
-  const double bytes = row.pass->compulsory_bytes(problem), flops = row.pass->flops(problem);
-  const double seconds = c.cold_us * 1e-6;
-  c.gbps = bytes / seconds * 1e-9;
-  c.tflops = flops / seconds * 1e-12;
-  const double computed = flops * computed_share(row, problem);
-  if (c.gbps > ceilings_.dram_gbps) {
-    fail_failure("measured " + std::to_string(c.gbps) + " GB/s cold, above the specified " +
-                 std::to_string(ceilings_.dram_gbps) + ": the measurement is wrong");
-  }
-  if (computed / seconds > ceilings_.specified_arithmetic_rate(device_, row.dtype)) {
-    fail_failure("measured " + std::to_string(computed / seconds * 1e-12) +
-                 " TFLOP/s, above what is specified: the measurement is wrong");
-  }
-  if (std::isnan(ceilings_.copy_gbps)) return;
-  double written = 0;
-  for (const TensorSpec& spec : row.pass->tensors(problem)) {
-    if (spec.is_output()) written += static_cast<double>(spec.bytes());
-  }
-  const double memory = bytes / (ceilings_.mixed_rate(written / bytes) * 1e9);
-  const double arithmetic = flops / ceilings_.arithmetic_rate(device_, row.dtype);
-  c.pct_ceiling = 100 * std::max(memory, std::isnan(arithmetic) ? 0 : arithmetic) / seconds;
-}
 
 void LayerBench::time(std::vector<Contestant*>& contestants) {
   const OwnedStream stream(device_.kind);
@@ -155,7 +74,7 @@ void LayerBench::time(std::vector<Contestant*>& contestants) {
   // The naive kernel is slow and only gives a ratio: three launches, or a second.
   TimingOptions brief = timing_;
   brief.sample_seconds = 0;
-  brief.fewest = brief.most = 3;
+  brief.fewest = brief.behind = brief.most = 3;
   brief.most_seconds = 1;
   std::vector<Contestant*> others;
   for (Contestant* c : contestants) {
@@ -170,20 +89,22 @@ void LayerBench::time(std::vector<Contestant*>& contestants) {
   }
   if (others.empty()) return;
 
+  TimingOptions cold_timing = timing_, warm_timing = timing_;
+  if (device_.is_cuda()) cold_timing.warm_up_seconds = kWarmUpSeconds;
+  warm_timing.most_seconds = timing_.most_seconds / 2;
+  warm_timing.fewest = std::min(timing_.fewest, timing_.behind);
   for (int attempt = 0; attempt < kTries; ++attempt) {
     watch_.start();
     const std::vector<Timing> cold =
-        in_turns(others, timing_, [](const Contestant& c) { return std::span<const Bound>(c.bounds); });
+        in_turns(others, cold_timing, [](const Contestant& c) { return std::span<const Bound>(c.bounds); });
     std::vector<Timing> warm = cold;
     if (device_.is_cuda()) {
-      TimingOptions timing = timing_;
-      timing.most_seconds = timing_.most_seconds / 2;
       std::vector<std::vector<Bound>> same;
       for (const Contestant* c : others)
         same.emplace_back(std::min(kWarmLaunches, c->bounds.size()), c->bounds[0]);
       size_t next = 0;
-      warm =
-          in_turns(others, timing, [&](const Contestant&) { return std::span<const Bound>(same[next++]); });
+      warm = in_turns(others, warm_timing,
+                      [&](const Contestant&) { return std::span<const Bound>(same[next++]); });
     }
     for (size_t i = 0; i < others.size(); ++i) fill(*others[i], cold[i], warm[i].seconds);
     if (!watch_.disturbed()) break;
@@ -194,7 +115,11 @@ void LayerBench::profile(const std::vector<Contestant*>& contestants) const {
 #ifdef KILN_WITH_CUDA
   const OwnedStream stream(device_.kind);
   if (device_.is_cuda()) check_cuda(cudaProfilerStart(), "cudaProfilerStart");
-  for (const Contestant* c : contestants) c->bounds.back().launch(stream.get());
+  for (const Contestant* c : contestants) {
+    nvtxRangePushA(c->range.c_str());
+    c->bounds.back().launch(stream.get());
+    nvtxRangePop();
+  }
   stream.synchronize();
   if (device_.is_cuda()) check_cuda(cudaProfilerStop(), "cudaProfilerStop");
 #else
@@ -217,35 +142,29 @@ std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
   const AnyProblem problem = any.pass->parse(any.problem, any.dtype);
   cost_ = {};
   Laps laps;
-  std::vector<std::unique_ptr<TensorBuffers>> sets;
+  std::optional<RotatedBuffers> buffers;
   std::vector<std::unique_ptr<Contestant>> contestants;
   try {
     const std::shared_ptr<const Reference> reference = judge(as_case(any));
     laps.lap(&cost_.judge);
-    sets = rotated_sets(any.pass->tensors(problem), device_, reference->inputs);
+    buffers.emplace(any.pass->tensors(problem), device_, reference->inputs);
+    std::vector<PlannedRow> planned = plan_rows(rows, problem, device_);
     laps.lap(&cost_.prepare);
-    const OwnedStream stream(device_.kind);
     for (size_t i = 0; i < rows.size(); ++i) {
+      results[i].error = planned[i].error;
+      if (!results[i].error.empty()) continue;
       try {
-        auto contestant = std::make_unique<Contestant>(rows[i], problem, device_, sets);
-        contestant->result = &results[i];
+        auto contestant =
+            std::make_unique<Contestant>(rows[i], std::move(planned[i].plan), device_, *buffers, &results[i]);
+        contestant->range =
+            rows[i].name() + " " + std::to_string(std::llround(any.pass->compulsory_bytes(problem)));
         laps.lap(&cost_.prepare);
-        sets[0]->upload(reference->inputs);
-        contestant->bounds[0].launch(stream.get());
-        stream.synchronize();
-        const std::string broken = sets[0]->broken_guard();
-        if (!broken.empty()) fail_failure(broken);
-        const Verdict verdict = compare(as_case(rows[i]), sets[0]->download(), reference->outputs);
-        if (!verdict.ok) fail_failure(verdict.message);
-        for (size_t s = 1; s < std::min<size_t>(contestant->bounds.size(), 3); ++s) {
-          contestant->bounds[s].launch(stream.get());
-        }
-        stream.synchronize();
+        contestant->gate(as_case(rows[i]), *buffers, *reference);
         contestants.push_back(std::move(contestant));
-        laps.lap(&cost_.gate);
       } catch (const std::exception& error) {
         results[i].error = error.what();
       }
+      laps.lap(&cost_.gate);
     }
     std::vector<Contestant*> gated;
     for (const auto& c : contestants) gated.push_back(c.get());

@@ -92,9 +92,10 @@ LayerOptions parse_layer_options(int& argc, char** argv) {
                  "sample until the median is known to this many percent (half its 95 % interval) ...")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--max-seconds", options.timing.most_seconds, "... or for this long a row")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  app.add_option("--max-seconds", options.max_seconds,
+                 "... or for this long a row (default: 0.05 on cuda, where a sample is a millisecond or all "
+                 "rotated buffers once, whichever is longer; 0.3 on cpu)")
+      ->check(CLI::PositiveNumber);
   app.add_option("--cudnn-plans", options.cudnn_plans,
                  "file that remembers how fast each of cuDNN's plans is; '' tries them all again")
       ->capture_default_str();

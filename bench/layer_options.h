@@ -18,6 +18,7 @@ struct LayerOptions {
   std::vector<NamedProblem> problems;  // instead of a suite's
   ImplChoice impl;
   TimingOptions timing;
+  double max_seconds = 0;    // timing.most_seconds; 0: by device
   std::string cudnn_plans;   // file of the ranking of cuDNN's plans
   std::string tune_cache;    // of `kiln tune`: a choice with a config gets a row of its own; "": none
   bool profile = false;      // launch each row once inside the profiler's range instead of timing it

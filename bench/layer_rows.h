@@ -34,7 +34,8 @@ std::vector<std::string> peer_choices(const PassInfo& pass, const AnyProblem& pr
 struct LayerCounters {
   static constexpr double kVoid = std::numeric_limits<double>::quiet_NaN();
   double cold_us = kVoid, warm_us = kVoid, spread_pct = kVoid, gbps = kVoid, tflops = kVoid,
-         pct_ceiling = kVoid, x_vendor_best = kVoid, x_vendor_default = kVoid, x_naive = kVoid;
+         pct_ceiling = kVoid, pct_copy = kVoid, x_vendor_best = kVoid, x_vendor_default = kVoid,
+         x_naive = kVoid;
   double workspace_bytes = kVoid, sm_mhz = kVoid, samples = kVoid;
 };
 
@@ -50,6 +51,8 @@ struct MeasureCost {
   double sum() const { return judge + prepare + gate + time; }
 };
 
+struct Contestant;
+
 // Measures rows, all of one problem in turns.
 class LayerBench {
  public:
@@ -63,7 +66,6 @@ class LayerBench {
   const MeasureCost& last_cost() const { return cost_; }
 
  private:
-  struct Contestant;
   void time(std::vector<Contestant*>& contestants);
   void profile(const std::vector<Contestant*>& contestants) const;
   void fill_rates(const LayerRow& row, const AnyProblem& problem, LayerCounters& counters) const;

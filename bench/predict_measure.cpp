@@ -64,7 +64,7 @@ EpochResult measure_predict(EpochBench& bench, const EpochRow& row) {
   };
   if (cuda) pass();  // the second run records what later ones replay
   std::vector<double> samples;
-  meter.start();
+  meter.start(bench.wants_energy(row));
   const Stopwatch window;
   do {
     samples.push_back(pass() * kEpochImages / static_cast<double>(data.count()));
@@ -97,7 +97,7 @@ EpochResult measure_latency(EpochBench& bench, const EpochRow& row) {
   if (!result.error.empty()) return result;
   for (int i = 0; i < kWarmCalls; ++i) session.predict(data.images.data(), 1, 1);
   std::vector<double> samples;
-  meter.start();
+  meter.start(bench.wants_energy(row));
   const Stopwatch window;
   do {
     const uint8_t* image = data.images.data() + samples.size() % static_cast<size_t>(images) * pixels;

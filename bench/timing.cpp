@@ -1,6 +1,7 @@
 #include "bench/timing.h"
 
 #ifdef KILN_WITH_CUDA
+#include "bench/ceiling_kernels.h"
 #include "kernels/common/check.h"
 #endif
 
@@ -15,6 +16,9 @@ namespace kiln {
 namespace {
 
 constexpr int kMostRounds = 10000;
+#ifdef KILN_WITH_CUDA
+constexpr unsigned kLeadInNanoseconds = 50000;
+#endif
 
 // Linear interpolation between the two nearest of sorted samples.
 double quantile(const std::vector<double>& sorted, double q) {
@@ -97,6 +101,8 @@ struct LaunchSampler::State {
   double run(int count) {
 #ifdef KILN_WITH_CUDA
     if (graph) {
+      // The GPU waits until the host has handed in the work, so that no launch from the host is in the time.
+      probe_wait(kLeadInNanoseconds, stream);
       start->record(cuda_stream(stream));
       for (int i = 0; i < count; ++i) graph->launch(cuda_stream(stream));
       end->record(cuda_stream(stream));
@@ -123,10 +129,12 @@ LaunchSampler::LaunchSampler(std::span<const Bound> bounds, DeviceKind kind, Str
     state_->graph = std::make_unique<Graph>(bounds, cuda_stream(stream));
     state_->start = std::make_unique<Event>();
     state_->end = std::make_unique<Event>();
-    state_->run(1);  // uploads the graph, wakes the clocks
+    state_->round_seconds = state_->run(1);  // uploads the graph, wakes the clocks
   }
 #endif
-  state_->round_seconds = std::max(state_->run(1), 1e-7);
+  if (state_->round_seconds < sample_seconds || kind == DeviceKind::kCpu)
+    state_->round_seconds = state_->run(1);
+  state_->round_seconds = std::max(state_->round_seconds, 1e-7);
   state_->rounds =
       static_cast<int>(std::clamp(std::ceil(sample_seconds / state_->round_seconds), 1.0, 1.0 * kMostRounds));
 }
@@ -152,9 +160,15 @@ std::vector<Timing> time_in_turns(std::span<LaunchSampler> contestants, const Ti
   };
   // Far behind the fastest nobody asks for the last half percent.
   const auto out_of_race = [&](size_t i, double fastest) {
-    return static_cast<int>(samples[i].size()) >= options.fewest &&
+    return static_cast<int>(samples[i].size()) >= options.behind &&
            summarize(samples[i]).seconds > options.race * fastest;
   };
+  for (double warmed = 0; warmed < options.warm_up_seconds && !contestants.empty();) {
+    for (LaunchSampler& contestant : contestants) {
+      contestant.sample();
+      warmed += contestant.sample_cost();
+    }
+  }
   for (bool more = true; more;) {
     double fastest = std::numeric_limits<double>::infinity();
     for (const std::vector<double>& s : samples) {

@@ -23,11 +23,13 @@ struct Timing {
 Timing summarize(std::vector<double> samples);
 
 struct TimingOptions {
-  double sample_seconds = 0.005;  // one sample takes about this long
-  int fewest = 7, most = 200;     // samples
+  double sample_seconds = 0.001;  // a sample takes at least this long, and launches everything at least once
+  int fewest = 15, most = 200;    // samples
   double target_pct = 0.5;        // enough samples once median_spread_pct is below
-  double most_seconds = 0.3;      // of one contestant, whatever its spread
-  double race = 3;  // a contestant this many times slower than the fastest gets `fewest` samples
+  double most_seconds = 0.05;     // of one contestant, whatever its spread; three samples at least
+  double race = 3;                // a contestant this many times slower than the fastest ...
+  int behind = 7;                 // ... gets so many samples
+  double warm_up_seconds = 0;     // rounds whose samples do not count: clocks and caches settle
 };
 
 // Launches in a fixed order, as one sample after another. Different buffers in `bounds` give a cold time, the
@@ -37,7 +39,7 @@ class LaunchSampler {
   LaunchSampler(std::span<const Bound> bounds, DeviceKind kind, Stream stream, double sample_seconds);
   ~LaunchSampler();
   LaunchSampler(LaunchSampler&&) noexcept;
-  double sample();             // seconds of one launch, averaged over about sample_seconds
+  double sample();             // seconds of one launch, averaged over sample_seconds or everything once
   double sample_cost() const;  // seconds that a sample is expected to take
 
  private:

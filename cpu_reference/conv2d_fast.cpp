@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "cpu_reference/blas.h"
+#include "cpu_reference/conv2d_epilogue.h"
 #include "cpu_reference/cpu_support.h"
 #include "kernels/conv2d/conv2d.h"
 
@@ -153,13 +154,14 @@ size_t fwd_workspace(const Conv2dProblem& p) {
 }
 
 void fwd(const Conv2dProblem& p, const Conv2dFwd::Args& a, void* workspace) {
-  const float* bias = p.bias ? f32(a.bias) : nullptr;  // [K]
+  const float* bias = p.bias && !p.has_epilogue() ? f32(a.bias) : nullptr;  // [K]
   const auto multiply = [&](int, long long row, long long end, const float* patches, int ld) {
     float* y = f32(a.y) + row * p.q() * p.k;
     const int pixels = static_cast<int>((end - row) * p.q());
     for (int i = 0; bias && i < pixels; ++i) std::copy_n(bias, p.k, y + static_cast<size_t>(i) * p.k);
     sgemm(false, true, pixels, p.k, patch_size(p), 1, patches, ld, f32(a.w), patch_size(p), bias ? 1 : 0, y,
           p.k);
+    if (p.has_epilogue()) conv2d_finish(p, a, static_cast<size_t>(y - f32(a.y)), pixels);
   };
   for_each_chunk(p, row_schedule(p), f32(a.x), f32(workspace), multiply);
 }

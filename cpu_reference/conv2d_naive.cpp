@@ -3,22 +3,25 @@
 #include <algorithm>
 
 #include "cpu_reference/cpu_support.h"
+#include "kernels/activation/activation_kind.h"
 #include "kernels/conv2d/conv2d.h"
 
 namespace kiln {
 namespace {
 
 KILN_CPU_CLONES void fwd_loops(const Conv2dProblem& p,
-                               const float* x,     // [N,H,W,c_stride]
-                               const float* w,     // [K,R,S,C]
-                               const float* bias,  // [K] or null
-                               float* y) {         // [N,P,Q,K]
+                               const float* x,         // [N,H,W,c_stride]
+                               const float* w,         // [K,R,S,C]
+                               const float* scale,     // [K] or null
+                               const float* bias,      // [K] or null
+                               const float* residual,  // [N,P,Q,K] or null
+                               float* y) {             // [N,P,Q,K]
   const int P = p.p(), Q = p.q();
   for (int n = 0; n < p.n; ++n) {
     for (int op = 0; op < P; ++op) {
       for (int oq = 0; oq < Q; ++oq) {
         for (int k = 0; k < p.k; ++k) {
-          double sum = bias ? bias[k] : 0.0;
+          double sum = 0.0;
           for (int r = 0; r < p.r; ++r) {
             const int ih = op * p.stride_h + r - p.pad_h;
             if (ih < 0 || ih >= p.h) continue;
@@ -31,7 +34,11 @@ KILN_CPU_CLONES void fwd_loops(const Conv2dProblem& p,
               for (int c = 0; c < p.c; ++c) sum += static_cast<double>(pixel[c]) * tap[c];
             }
           }
-          y[((static_cast<size_t>(n) * P + op) * Q + oq) * p.k + k] = static_cast<float>(sum);
+          const size_t at = ((static_cast<size_t>(n) * P + op) * Q + oq) * p.k + k;
+          if (scale) sum *= scale[k];
+          if (bias) sum += bias[k];
+          if (residual) sum += residual[at];
+          y[at] = static_cast<float>(activate(sum, p.act));
         }
       }
     }
@@ -111,7 +118,8 @@ size_t dgrad_workspace(const Conv2dProblem& p) { return sizeof(double) * p.c; }
 size_t wgrad_workspace(const Conv2dProblem& p) { return sizeof(double) * p.r * p.s * p.c; }
 
 void fwd(const Conv2dProblem& p, const Conv2dFwd::Args& a) {
-  fwd_loops(p, f32(a.x), f32(a.w), p.bias ? f32(a.bias) : nullptr, f32(a.y));
+  fwd_loops(p, f32(a.x), f32(a.w), p.scale ? f32(a.scale) : nullptr, p.bias ? f32(a.bias) : nullptr,
+            p.residual ? f32(a.residual) : nullptr, f32(a.y));
 }
 
 void dgrad(const Conv2dProblem& p, const Conv2dDgrad::Args& a, void* workspace) {

@@ -64,7 +64,8 @@ StepList lower(const ShapedNetwork& network, const ParameterLayout& layout, cons
                 .value_buffer = std::vector<int>(network.shapes.size(), kNoBuffer),
                 .absorbed_by = std::vector<int>(network.layers(), -1),
                 .absorbed = std::vector<Lowering::Absorbed>(network.layers()),
-                .saved = std::vector<Lowering::Saved>(network.layers())};
+                .saved = std::vector<Lowering::Saved>(network.layers()),
+                .folded = std::vector<Lowering::Folded>(network.layers())};
   lower_input(&l);
   decide_fusions(&l);
   lower_forward(&l);

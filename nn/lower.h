@@ -16,6 +16,9 @@ struct Fusions {
   bool add_grad_alias =
       true;               // the gradients of an add's inputs are the gradient of its output, without a copy
   bool dgrad_acc = true;  // a conv2d's dgrad adds into the gradient that another consumer left there
+  // Inference: what alone reads a conv2d becomes its epilogue, one behind the other: its batchnorm (as scale
+  // and shift), an add, an activation.
+  bool conv_bn = true, conv_residual = true, conv_act = true;
   static std::vector<std::string> names();
   // All but those named in `off` ("all": none). Throws Error for an unknown name.
   static Fusions without(const std::vector<std::string>& off);

@@ -116,7 +116,7 @@ class Backward {
     const int in = l_.network.inputs[i][0];
     const int dx = contribution(in);
     const int dresidual = p.masked() ? contribution(absorbed.residual) : kNoBuffer;
-    l_.steps.emit<BatchnormBwd>(Phase::kBackward, l_.batchnorm_name(i), p,
+    l_.steps.emit<BatchnormBwd>(Phase::kBackward, l_.fused_name(i), p,
                                 {dy(), l_.input_buffer(i), l_.gamma(i), l_.beta(i), saved.mean, saved.rstd,
                                  saved.mask, dx, l_.weight_gradient(i), l_.bias_gradient(i), dresidual});
     const int gradient = dy();

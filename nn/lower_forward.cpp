@@ -1,5 +1,6 @@
 // The forward half of lower(): layers in order, one step each unless absorbed or a view.
 #include "nn/lowering.h"
+#include "nn/step_fold.h"
 
 namespace kiln {
 
@@ -38,8 +39,7 @@ void forward_batchnorm(Lowering* l, int i, int y) {
   const int mean = l->running(i, true), var = l->running(i, false);
   const int residual = p.residual ? l->value_buffer[l->absorbed[i].residual] : kNoBuffer;
   if (!l->options.training) {
-    s.emit<BatchnormFwdInfer>(Phase::kForward, l->batchnorm_name(i), p,
-                              {x, gamma, beta, mean, var, residual, y});
+    s.emit<BatchnormFwdInfer>(Phase::kForward, l->fused_name(i), p, {x, gamma, beta, mean, var, residual, y});
     return;
   }
   Lowering::Saved& saved = l->saved[i];
@@ -48,8 +48,56 @@ void forward_batchnorm(Lowering* l, int i, int y) {
   if (p.masked()) {
     saved.mask = s.arena(l->id(i) + ".mask", static_cast<size_t>(p.per_channel()) * p.mask_bytes_per_pixel());
   }
-  s.emit<BatchnormFwdTrain>(Phase::kForward, l->batchnorm_name(i), p,
+  s.emit<BatchnormFwdTrain>(Phase::kForward, l->fused_name(i), p,
                             {x, gamma, beta, residual, mean, var, y, saved.mean, saved.rstd, saved.mask});
+}
+
+// The conv2d `i` with what it absorbed, into y.
+void forward_conv2d(Lowering* l, int i, int y) {
+  const Lowering::Absorbed& with = l->absorbed[i];
+  const Lowering::Folded folded = with.batchnorm >= 0 ? l->folded[with.batchnorm] : Lowering::Folded{};
+  const int bias = with.batchnorm >= 0 ? folded.shift : l->bias(i);
+  const int residual = with.add >= 0 ? l->value_buffer[with.residual] : kNoBuffer;
+  l->steps.emit<Conv2dFwd>(Phase::kForward, l->fused_name(i), l->conv2d(i, with),
+                           {l->input_buffer(i), l->weight(i), folded.scale, bias, residual, y});
+}
+
+// One step ahead of all: scale and shift of the batchnorms that conv2ds absorbed.
+void forward_folds(Lowering* l) {
+  constexpr size_t kBuffers = 7;  // of a batchnorm
+  StepBuilder& s = l->steps;
+  const bool cuda = s.device().is_cuda();
+  Step step{
+      .phase = Phase::kForward, .layer = "batchnorms", .pass = "step.fold", .impl = cuda ? "cuda" : "cpu"};
+  std::vector<StepFold> folds;
+  for (int conv = 0; conv < l->network.layers(); ++conv) {
+    const int bn = l->absorbed[conv].batchnorm;
+    if (bn < 0) continue;
+    const int channels = l->network.in(bn).c;
+    Lowering::Folded& folded = l->folded[bn];
+    folded.scale = s.arena(l->id(bn) + ".scale", sizeof(float) * channels);
+    folded.shift = s.arena(l->id(bn) + ".shift", sizeof(float) * channels);
+    for (const int buffer : {l->gamma(bn), l->beta(bn), l->running(bn, true), l->running(bn, false),
+                             l->bias(conv), folded.scale, folded.shift}) {
+      step.buffers.push_back(buffer);
+    }
+    folds.push_back({.channels = channels, .eps = l->network.layer(bn).eps});
+  }
+  if (folds.empty()) return;
+  step.bind = [cuda, folds](std::span<void* const> p, void*) {
+    std::vector<StepFold> bound = folds;
+    for (size_t i = 0; i < bound.size(); ++i) {
+      const auto at = [&](size_t which) { return static_cast<float*>(p[i * kBuffers + which]); };
+      bound[i].gamma = at(0), bound[i].beta = at(1), bound[i].mean = at(2), bound[i].var = at(3);
+      bound[i].bias = at(4), bound[i].scale = at(5), bound[i].shift = at(6);
+    }
+#ifdef KILN_WITH_CUDA
+    if (cuda) return bind_step_fold_cuda(bound);
+#endif
+    static_cast<void>(cuda);
+    return bind_step_fold_cpu(bound);
+  };
+  s.emit_custom(std::move(step));
 }
 
 // The buffer for the positions that a max pool saves.
@@ -99,8 +147,7 @@ void forward_layer(Lowering* l, int i) {
   const DType dtype = l->options.dtype;
   const int x = l->input_buffer(i), y = l->output_buffer(i);
   if (layer.type == "conv2d") {
-    s.emit<Conv2dFwd>(Phase::kForward, layer.id, conv2d_problem(layer, in, n, dtype),
-                      {x, l->weight(i), l->bias(i), y});
+    forward_conv2d(l, i, y);
   } else if (layer.type == "depthwise_conv2d") {
     s.emit<DepthwiseConv2dFwd>(Phase::kForward, layer.id, depthwise_conv2d_problem(layer, in, n, dtype),
                                {x, l->weight(i), l->bias(i), y});
@@ -131,19 +178,22 @@ void forward_layer(Lowering* l, int i) {
 
 void lower_forward(Lowering* l) {
   const ShapedNetwork& network = l->network;
+  forward_folds(l);
   for (int i = 0; i < network.layers(); ++i) {
     const std::string& type = network.layer(i).type;
-    const int batchnorm = l->absorbed_by[i];
-    // A batchnorm that absorbed an add waits for it: there the residual is ready.
+    const int head = l->absorbed_by[i];
+    // What absorbed an add waits for it: there the residual is ready.
     if (l->absorbed[i].add >= 0) continue;
-    if (type == "flatten" || (batchnorm >= 0 && type != "add")) {  // a view of its input
+    if (type == "flatten" || (head >= 0 && type != "add")) {  // a view of its input
       l->value_buffer[i + 1] = l->input_buffer(i);
       continue;
     }
     const int y = l->value_buffer[i + 1] = l->value_buffer_of(l->id(i) + ".y", i + 1);
-    if (batchnorm >= 0) {
-      l->value_buffer[batchnorm + 1] = y;
-      forward_batchnorm(l, batchnorm, y);
+    if (head >= 0) {
+      l->value_buffer[head + 1] = y;
+      const int batchnorm = l->absorbed[head].batchnorm;
+      if (batchnorm >= 0) l->value_buffer[batchnorm + 1] = y;
+      (network.layer(head).type == "conv2d" ? forward_conv2d : forward_batchnorm)(l, head, y);
     } else {
       forward_layer(l, i);
     }

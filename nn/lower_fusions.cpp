@@ -1,5 +1,6 @@
-// Which layers a batchnorm does too: the activation behind it, or the add behind it and that add's
-// activation.
+// Which layers another does too. A batchnorm: the activation behind it, or the add behind it and that add's
+// activation. In inference a conv2d, before any batchnorm: the batchnorm, the add and the activation behind
+// it.
 #include <algorithm>
 
 #include "nn/lowering.h"
@@ -7,12 +8,12 @@
 namespace kiln {
 namespace {
 
-BatchnormAct act_of(const std::string& type) {
-  if (type == "relu") return BatchnormAct::kRelu;
-  if (type == "relu6") return BatchnormAct::kRelu6;
-  if (type == "gelu") return BatchnormAct::kGelu;
-  if (type == "silu") return BatchnormAct::kSilu;
-  return BatchnormAct::kNone;
+ActKind act_of(const std::string& type) {
+  if (type == "relu") return ActKind::kRelu;
+  if (type == "relu6") return ActKind::kRelu6;
+  if (type == "gelu") return ActKind::kGelu;
+  if (type == "silu") return ActKind::kSilu;
+  return ActKind::kNone;
 }
 
 // The one layer that reads a value; -1 where there are more or none.
@@ -21,8 +22,9 @@ int only_consumer(const ShapedNetwork& network, int value) {
   return consumers.size() == 1 ? consumers[0] : -1;
 }
 
-bool is_batchnorm(const ShapedNetwork& network, int value) {
-  return value > 0 && network.layer(value - 1).type == "batchnorm";
+// A batchnorm's, and no conv2d does it.
+bool is_batchnorm(const Lowering& l, int value) {
+  return value > 0 && l.network.layer(value - 1).type == "batchnorm" && l.absorbed_by[value - 1] < 0;
 }
 
 // True where the implementations that a batchnorm alone would get also take it with the rest: a fusion does
@@ -30,18 +32,60 @@ bool is_batchnorm(const ShapedNetwork& network, int value) {
 bool offers(const Lowering& l, int batchnorm, const Lowering::Absorbed& with) {
   const BatchnormProblem plain = l.batchnorm(batchnorm, {}), fused = l.batchnorm(batchnorm, with);
   const std::string& id = l.id(batchnorm);
-  if (!l.options.training) return l.steps.offers<BatchnormFwdInfer>(id, plain, fused);
-  return l.steps.offers<BatchnormFwdTrain>(id, plain, fused) &&
-         l.steps.offers<BatchnormBwd>(id, plain, fused);
+  if (!l.options.training) return l.steps.offers<BatchnormFwdInfer, true>(id, plain, fused);
+  return l.steps.offers<BatchnormFwdTrain, true>(id, plain, fused) &&
+         l.steps.offers<BatchnormBwd, true>(id, plain, fused);
+}
+
+void absorb_without_asking(Lowering* l, int head, const Lowering::Absorbed& with) {
+  l->absorbed[head] = with;
+  for (int layer : {with.batchnorm, with.add, with.act}) {
+    if (layer >= 0) l->absorbed_by[layer] = head;
+  }
 }
 
 bool absorb(Lowering* l, int batchnorm, const Lowering::Absorbed& with) {
   if (!offers(*l, batchnorm, with)) return false;
-  l->absorbed[batchnorm] = with;
-  for (int layer : {with.add, with.act}) {
-    if (layer >= 0) l->absorbed_by[layer] = batchnorm;
-  }
+  absorb_without_asking(l, batchnorm, with);
   return true;
+}
+
+// What stands behind a conv2d, one layer after the other, as far as the implementation that the conv2d alone
+// would get takes it.
+void fuse_conv2d(Lowering* l, int conv) {
+  const ShapedNetwork& network = l->network;
+  const Fusions& on = l->options.fusions;
+  const Conv2dProblem plain = l->conv2d(conv, {});
+  Lowering::Absorbed with;
+  int last = conv;  // the last layer so far
+  const auto next = [&](const auto& fits) {
+    const int layer = only_consumer(network, last + 1);
+    return layer >= 0 && l->absorbed_by[layer] < 0 && fits(network.layer(layer).type) ? layer : -1;
+  };
+  // Sets `member` to `layer` if that can be taken.
+  const auto take = [&](int Lowering::Absorbed::*member, int layer) {
+    if (layer < 0) return;
+    Lowering::Absorbed more = with;
+    more.*member = layer;
+    if (!l->steps.offers<Conv2dFwd>(l->id(conv), plain, l->conv2d(conv, more))) return;
+    with = more;
+    last = layer;
+  };
+  if (on.conv_bn) {
+    take(&Lowering::Absorbed::batchnorm, next([](const std::string& type) { return type == "batchnorm"; }));
+  }
+  if (on.conv_residual)
+    take(&Lowering::Absorbed::add, next([](const std::string& type) { return type == "add"; }));
+  if (with.add >= 0) {
+    const std::vector<int>& joined = network.inputs[with.add];
+    const int own = (with.batchnorm >= 0 ? with.batchnorm : conv) + 1;
+    with.residual = joined[0] == own ? joined[1] : joined[0];
+  }
+  if (on.conv_act) {
+    take(&Lowering::Absorbed::act,
+         next([](const std::string& type) { return act_of(type) != ActKind::kNone; }));
+  }
+  absorb_without_asking(l, conv, with);
 }
 
 // The first input of an add that is a batchnorm of its own; behind the add a relu or relu6 too, if it can.
@@ -49,7 +93,7 @@ void fuse_add(Lowering* l, int add) {
   const ShapedNetwork& network = l->network;
   for (int which : {0, 1}) {
     const int value = network.inputs[add][which];
-    if (!is_batchnorm(network, value) || only_consumer(network, value) != add) continue;
+    if (!is_batchnorm(*l, value) || only_consumer(network, value) != add) continue;
     Lowering::Absorbed with = {.add = add, .residual = network.inputs[add][1 - which]};
     const int next = only_consumer(network, add + 1);
     if (next >= 0 && (network.layer(next).type == "relu" || network.layer(next).type == "relu6")) {
@@ -71,9 +115,17 @@ BatchnormProblem Lowering::batchnorm(int layer, const Absorbed& with) const {
   return p;
 }
 
-std::string Lowering::batchnorm_name(int layer) const {
+Conv2dProblem Lowering::conv2d(int layer, const Absorbed& with) const {
+  Conv2dProblem p = conv2d_problem(network.layer(layer), network.in(layer), options.batch, options.dtype);
+  if (with.batchnorm >= 0) p.scale = p.bias = true;
+  if (with.act >= 0) p.act = act_of(network.layer(with.act).type);
+  p.residual = with.add >= 0;
+  return p;
+}
+
+std::string Lowering::fused_name(int layer) const {
   std::string name = id(layer);
-  for (int other : {absorbed[layer].add, absorbed[layer].act}) {
+  for (int other : {absorbed[layer].batchnorm, absorbed[layer].add, absorbed[layer].act}) {
     if (other >= 0) name += " + " + id(other);
   }
   return name;
@@ -81,25 +133,34 @@ std::string Lowering::batchnorm_name(int layer) const {
 
 void decide_fusions(Lowering* l) {
   const ShapedNetwork& network = l->network;
+  for (int i = 0; i < network.layers() && !l->options.training; ++i) {
+    if (network.layer(i).type == "conv2d") fuse_conv2d(l, i);
+  }
   for (int i = 0; i < network.layers(); ++i) {
+    if (l->absorbed_by[i] >= 0) continue;
     const int input = network.inputs[i][0];
     if (network.layer(i).type == "add") {
       if (l->options.fusions.bn_residual) fuse_add(l, i);
-    } else if (l->options.fusions.bn_act && act_of(network.layer(i).type) != BatchnormAct::kNone &&
-               is_batchnorm(network, input) && only_consumer(network, input) == i) {
+    } else if (l->options.fusions.bn_act && act_of(network.layer(i).type) != ActKind::kNone &&
+               is_batchnorm(*l, input) && only_consumer(network, input) == i) {
       absorb(l, input - 1, {.act = i});
     }
   }
 }
 
-std::vector<std::string> Fusions::names() { return {"bn_act", "bn_residual", "add_grad_alias", "dgrad_acc"}; }
+std::vector<std::string> Fusions::names() {
+  return {"bn_act", "bn_residual", "add_grad_alias", "dgrad_acc", "conv_bn", "conv_residual", "conv_act"};
+}
 
 Fusions Fusions::without(const std::vector<std::string>& off) {
   Fusions fusions;
   const std::vector<std::pair<std::string, bool*>> switches = {{"bn_act", &fusions.bn_act},
                                                                {"bn_residual", &fusions.bn_residual},
                                                                {"add_grad_alias", &fusions.add_grad_alias},
-                                                               {"dgrad_acc", &fusions.dgrad_acc}};
+                                                               {"dgrad_acc", &fusions.dgrad_acc},
+                                                               {"conv_bn", &fusions.conv_bn},
+                                                               {"conv_residual", &fusions.conv_residual},
+                                                               {"conv_act", &fusions.conv_act}};
   std::vector<std::string> known = names();
   known.push_back("all");
   for (const std::string& name : off) {

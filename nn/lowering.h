@@ -13,12 +13,14 @@ struct Lowering {
   StepBuilder steps;
 
   std::vector<int> value_buffer;  // a value
-  // A layer: the batchnorm that does it too, -1: none. Absorbed are activations and adds.
+  // A layer: the batchnorm or conv2d that does it too, -1: none. Absorbed are activations, adds and, by a
+  // conv2d, batchnorms.
   std::vector<int> absorbed_by;
-  // What a batchnorm does beside itself: the layers it absorbed, -1 for none.
+  // What a batchnorm or conv2d does beside itself: the layers it absorbed, -1 for none.
   struct Absorbed {
+    int batchnorm = -1;
     int add = -1;
-    int residual = -1;  // the value that the add joins to the batchnorm's
+    int residual = -1;  // the value that the add joins
     int act = -1;
   };
   std::vector<Absorbed> absorbed;  // a layer
@@ -26,6 +28,10 @@ struct Lowering {
     int mean = kNoBuffer, rstd = kNoBuffer, mask = kNoBuffer, arg = kNoBuffer;
   };
   std::vector<Saved> saved;  // a layer: what its backward needs
+  struct Folded {
+    int scale = kNoBuffer, shift = kNoBuffer;
+  };
+  std::vector<Folded> folded;  // a layer: of a batchnorm that a conv2d absorbed
 
   const std::string& id(int layer) const { return network.layer(layer).id; }
   // The id of the layer that makes a value.
@@ -46,7 +52,9 @@ struct Lowering {
   // The batchnorm's problem with what it would absorb, and with what it has absorbed.
   BatchnormProblem batchnorm(int layer, const Absorbed& with) const;
   BatchnormProblem batchnorm(int layer) const { return batchnorm(layer, absorbed[layer]); }
-  std::string batchnorm_name(int layer) const;  // "bn2 + add + relu"
+  // The same of a conv2d.
+  Conv2dProblem conv2d(int layer, const Absorbed& with) const;
+  std::string fused_name(int layer) const;  // "bn2 + add + relu"
 
  private:
   int parameter(int layer, bool weight, Home home, const char* suffix);

@@ -22,11 +22,20 @@ class StepBuilder {
   }
   int arena(const std::string& name, size_t bytes) { return buffer(name, Home::kArena, 0, bytes); }
 
-  // True where the implementation that would be picked for `plain` also supports `variant`.
-  template <class Pass>
+  // True where the implementation that would be picked for `plain` also supports `variant`. With kOthers also
+  // where the user has no wish and another of kiln's own, `naive` aside, would be picked for `variant`: for
+  // ops whose fast kernels are about as fast as each other.
+  template <class Pass, bool kOthers = false>
   bool offers(const std::string& layer, const typename Pass::Problem& plain,
               const typename Pass::Problem& variant) const {
-    return static_cast<bool>(pick_for<Pass>(layer, plain).impl->supports(variant, device_));
+    if (pick_for<Pass>(layer, plain).impl->supports(variant, device_)) return true;
+    if (!kOthers || !choice_.wish(Pass::kOp, Pass::kPass, device_.kind).name.empty()) return false;
+    for (const Impl<Pass>* impl : Pass::impls(device_.kind)) {
+      if (detail::picks_unasked(*impl, variant, device_)) {
+        return !std::string_view(impl->name).ends_with("naive");
+      }
+    }
+    return false;
   }
 
   // One buffer a pointer of Pass::Args. Throws Error naming the layer where no implementation, or not the one

@@ -11,6 +11,7 @@
 #include "bench/layer_rows.h"
 #include "kernels/common/error.h"
 #include "kernels/common/tune_cache.h"
+#include "tests/support/runner.h"
 
 namespace kiln {
 namespace {
@@ -144,6 +145,120 @@ TEST_F(Measure, ATunedConfigHasARowWhileItsSignatureHolds) {
   EXPECT_EQ(rows_with("of another list"), 0);
 }
 
+// compare() of avg_pool2d.fwd's output as bf16 lies in memory, after `change` to y.
+Verdict verdict_of_bf16(FillMode mode, const std::function<void(std::vector<uint16_t>& y)>& change) {
+  const Case c{.pass = find("avg_pool2d.fwd"),
+               .problem = "n2_h64_w64_c64_r2_st2_p0",
+               .dtype = DType::kBF16,
+               .device = &cpu_device(),
+               .impl = "planted",
+               .mode = mode};
+  const std::shared_ptr<const Reference> reference = judge(c);
+  const HostTensor& wanted = reference->outputs[1];
+  std::vector<uint16_t> y(static_cast<size_t>(wanted.spec.elements()));
+  for (size_t i = 0; i < y.size(); ++i) y[i] = bf16_bits(wanted.as<float>()[i]);
+  change(y);
+  return compare(c, {{DType::kBF16, nullptr}, {DType::kBF16, y.data()}}, *reference);
+}
+
+TEST(Compare, NamesTheFirstWrongElementOfBf16Views) {
+  if (!find("avg_pool2d.fwd")) GTEST_SKIP() << "avg_pool2d.fwd is not in this build";
+  for (const FillMode mode : {FillMode::kExact, FillMode::kReal}) {
+    const auto verdict = [&](const std::function<void(std::vector<uint16_t>&)>& change) {
+      return verdict_of_bf16(mode, change);
+    };
+    const Verdict right = verdict([](std::vector<uint16_t>&) {});
+    EXPECT_TRUE(right.ok) << right.message;
+    const auto far = [](uint16_t bits) { return bf16_bits(bf16_value(bits) * 1.5f + 1); };
+    const Verdict two = verdict([&](std::vector<uint16_t>& y) {
+      y[64 * 32 + 65] = far(y[64 * 32 + 65]);  // [0,1,1,1]
+      y.back() = far(y.back());
+    });
+    EXPECT_NE(two.message.find("2 of 131072 elements are wrong, the first at [0,1,1,1]"), std::string::npos)
+        << two.message;
+    for (const uint16_t bad :
+         {uint16_t{0xffff}, uint16_t{0x7f80}}) {  // NaN as unwritten memory has it, infinity
+      const Verdict verdict_of_bad = verdict([&](std::vector<uint16_t>& y) { y[5000] = bad; });
+      EXPECT_NE(verdict_of_bad.message.find("1 of 131072 elements are wrong"), std::string::npos)
+          << verdict_of_bad.message;
+    }
+  }
+}
+
+TEST(Staging, HoldsWhatTheDeviceComputed) {
+  const PassInfo* pass = find("max_pool2d.fwd");
+  if (!pass) GTEST_SKIP() << "max_pool2d.fwd is not in this build";
+  std::vector<std::pair<const Device*, DType>> cases = {{&cpu_device(), DType::kF32}};
+  if (cuda_available()) cases.push_back({&cuda_device(), DType::kBF16});
+  for (const auto& [device, dtype] : cases) {
+    const AnyProblem problem = pass->parse("n3_h31_w17_c72_r2_st2_p0_arg8", dtype);
+    const AnyPlan plan = pass->plan(problem, *device, device->is_cuda() ? "naive" : "cpu_naive");
+    TensorBuffers buffers(pass->tensors(problem), device->kind, kGuardBytes);
+    buffers.upload(make_inputs(*pass, problem.text, dtype, 1, FillMode::kReal));
+    const OwnedStream stream(device->kind);
+    const DeviceMemory workspace(device->kind, plan.workspace_bytes);
+    plan.bind(buffers.pointers(), workspace.data()).launch(stream.get());
+    stream.synchronize();
+    const HostTensors wanted = buffers.download();
+    const std::vector<TensorView> wanted_views = views_of(wanted);
+    const std::vector<TensorView> got = shared_staging().download(buffers, device->kind);
+    ASSERT_EQ(got.size(), wanted.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_EQ(got[i].data != nullptr, wanted[i].spec.is_output());
+      for (int64_t j = 0; j < wanted[i].spec.elements(); ++j) {
+        ASSERT_EQ(got[i].value(j), wanted_views[i].value(j)) << device->name << " " << wanted[i].spec.name;
+      }
+    }
+  }
+}
+
+TEST(Timing, OnTheGpuALaunchTakesWhatItTakes) {
+  if (!cuda_available()) GTEST_SKIP() << cuda_unavailable_reason();
+  const PassInfo* pass = find("max_pool2d.fwd");
+  if (!pass) GTEST_SKIP() << "max_pool2d.fwd is not in this build";
+  const AnyProblem problem = pass->parse("n512_h32_w32_c64_r2_st2_p0_arg8", DType::kBF16);
+  const AnyPlan plan = pass->plan(problem, cuda_device(), "naive");
+  TensorBuffers buffers(pass->tensors(problem), DeviceKind::kCuda, kGuardBytes);
+  const OwnedStream stream(DeviceKind::kCuda);
+  const DeviceMemory workspace(DeviceKind::kCuda, plan.workspace_bytes);
+  const Bound bound = plan.bind(buffers.pointers(), workspace.data());
+  bound.launch(stream.get());
+  stream.synchronize();
+  // A sample of one launch and one of many agree: neither the wait in front nor the host is in them.
+  const double one =
+      time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), {.sample_seconds = 0}).seconds;
+  const double many =
+      time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), {.sample_seconds = 0.01}).seconds;
+  EXPECT_LT(std::abs(one - many), 5e-6 + 0.05 * many) << one << " " << many;
+}
+
+TEST(Ceilings, CopyTimesAreInterpolatedInTheirLogarithms) {
+  Ceilings c;
+  EXPECT_TRUE(std::isnan(c.copy_seconds(1e7)));
+  c.copy_us = {2, 4, 8, 10, 20, 40, 80};
+  EXPECT_NEAR(c.copy_seconds(4 * 0x1p20), 2e-6, 1e-12);
+  EXPECT_NEAR(c.copy_seconds(32 * 0x1p20), 10e-6, 1e-12);
+  EXPECT_NEAR(c.copy_seconds(std::sqrt(16.0 * 32) * 0x1p20), std::sqrt(80) * 1e-6, 1e-12);
+  EXPECT_NEAR(c.copy_seconds(2 * 0x1p20), 1e-6, 1e-12) << "the first line goes on";
+  EXPECT_NEAR(c.copy_seconds(512 * 0x1p20), 160e-6, 1e-12) << "the last rate stays";
+}
+
+TEST_F(Measure, ShareOfACopyIsNeverBelowThatOfTheCeiling) {
+  Ceilings ceilings;
+  ceilings.read_gbps = ceilings.write_gbps = ceilings.copy_gbps = 1e-3;
+  const auto measured = [&] {
+    LayerBench bench(cpu_device(), ceilings, brief());
+    return bench.measure(rows_of(*find(kPass), {"cpu_fast"}))[0].counters;
+  };
+  EXPECT_TRUE(std::isnan(measured().pct_copy)) << "no copy was timed";
+  ceilings.copy_us.fill(1e-9);
+  const LayerCounters floor = measured();
+  EXPECT_DOUBLE_EQ(floor.pct_copy, floor.pct_ceiling);
+  ceilings.copy_us.fill(1e9);
+  const LayerCounters copy = measured();
+  EXPECT_NEAR(copy.pct_copy, 100 * 1e9 / copy.cold_us, 1e-6 * copy.pct_copy);
+}
+
 TEST(Timing, SummaryOfSamples) {
   const Timing t = summarize({5, 1, 3, 2, 4});
   EXPECT_EQ(t.seconds, 3);
@@ -183,9 +298,24 @@ TEST(Timing, WhatIsFarBehindGetsTheFewestSamples) {
   samplers.emplace_back(std::span(&slow, 1), DeviceKind::kCpu, nullptr, 0);
   samplers.emplace_back(std::span(&fast, 1), DeviceKind::kCpu, nullptr, 0);
   const std::vector<Timing> timings = time_in_turns(
-      samplers, {.sample_seconds = 0, .fewest = 4, .most = 30, .target_pct = 1e-6, .most_seconds = 10});
+      samplers,
+      {.sample_seconds = 0, .fewest = 6, .most = 30, .target_pct = 1e-6, .most_seconds = 10, .behind = 4});
   EXPECT_EQ(timings[0].samples, 4);
   EXPECT_EQ(timings[1].samples, 30);
+}
+
+TEST(Timing, WarmUpRoundsDoNotCount) {
+  int launches = 0;
+  const Bound bound([&](Stream) {
+    ++launches;
+    std::this_thread::sleep_for(std::chrono::milliseconds(launches < 5 ? 20 : 1));
+  });
+  std::vector<LaunchSampler> samplers;
+  samplers.emplace_back(std::span(&bound, 1), DeviceKind::kCpu, nullptr, 0);  // one launch
+  const std::vector<Timing> timings = time_in_turns(
+      samplers, {.sample_seconds = 0, .fewest = 5, .most = 5, .most_seconds = 10, .warm_up_seconds = 0.05});
+  EXPECT_EQ(launches, 1 + 3 + 5) << "warm-up is reckoned by what the first launch took, 20 ms";
+  EXPECT_EQ(timings[0].samples, 5);
 }
 
 TEST(Timing, StopsAtTheTimeLimit) {

@@ -152,6 +152,35 @@ TrainOptions options_of(DType precision) {
   return o;
 }
 
+// Statistics and batchnorm parameters as if the network were trained; the convolutions do the batchnorms.
+TEST_F(NnCuda, FusedInferenceMatchesUnfused) {
+  for (const char* name : {"resnet18", "resnet18_smooth", "mobilenet_v2"}) {
+    SCOPED_TRACE(name);
+    const auto logits = [&](const Device& device, DType precision, std::vector<std::string> off) {
+      StepProbe probe(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10, 8, device,
+                      {.precision = precision, .fusions_off = std::move(off), .training = false, .seed = 2});
+      StepProbe::Tensors tensors = probe.parameters();
+      uint64_t seed = 3;
+      for (auto& [id, values] : tensors) {
+        ++seed;
+        if (!tensors.contains(id.substr(0, id.rfind('.')) + ".running_var")) continue;
+        for (size_t i = 0; i < values.size(); ++i) values[i] += 0.3f * test::draw_uniform(seed, i);
+      }
+      probe.set_parameters(tensors);
+      probe.forward(test::random_images(8 * 32 * 32 * 3, 1), test::some_labels(8, 10));
+      return probe.logits();
+    };
+    const std::vector<float> wanted = logits(cuda_device(), DType::kF32, {"all"});
+    const double norm = test::norm_of(wanted);
+    EXPECT_GT(norm, 0.0);
+    EXPECT_LE(test::distance(logits(cuda_device(), DType::kF32, {}), wanted), 1e-4 * norm);
+    EXPECT_LE(test::distance(logits(cpu_device(), DType::kF32, {}), wanted), 1e-4 * norm);
+    // Of two bf16 runs the fused one rounds less.
+    const double unfused = test::distance(logits(cuda_device(), DType::kBF16, {"all"}), wanted);
+    EXPECT_LE(test::distance(logits(cuda_device(), DType::kBF16, {}), wanted), 1.5 * unfused + 0.01 * norm);
+  }
+}
+
 TEST_F(NnCuda, RecordedStepsGiveTheSameBitsAsLaunchedOnes) {
   const DataPair data = test::tiny_data(250, 41);
   for (const DType precision : {DType::kF32, DType::kBF16}) {

@@ -158,7 +158,9 @@ TEST_F(NnInference, FoldedPlanHasNoBatchnormAndNoLoss) {
     return found;
   };
   EXPECT_EQ(count(true, "batchnorm."), 0);
-  EXPECT_EQ(count(false, "batchnorm."), 2);
+  EXPECT_EQ(count(true, "step.fold"), 0);
+  EXPECT_EQ(count(false, "batchnorm."), 0);  // the convolutions do them
+  EXPECT_EQ(count(false, "step.fold"), 1);
   EXPECT_EQ(count(true, "softmax_xent."), 0);
   EXPECT_EQ(count(true, "step.finish"), 0);
 }

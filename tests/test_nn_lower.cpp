@@ -54,6 +54,57 @@ TEST(NnLower, FusionsOfTheMobilenets) {
   EXPECT_EQ(plan_count("resnet18_smooth", {}, "_res "), 16);
 }
 
+TEST(NnLower, ConvolutionsTakeWhatStandsBehindThem) {
+  const auto count = [](const std::vector<std::string>& off, const std::string& part) {
+    return plan_count("resnet18", off, part, /*training=*/false);
+  };
+  EXPECT_EQ(count({}, "conv2d.fwd"), 20);
+  EXPECT_EQ(count({}, "_scale_bias"), 20);
+  EXPECT_EQ(count({}, "_scale_bias_res_relu"), 8);
+  EXPECT_EQ(count({}, "_relu"), 17);
+  EXPECT_EQ(count({}, "step.fold"), 1);
+  for (const char* own : {"batchnorm.", "relu.fwd", "add.fwd"}) EXPECT_EQ(count({}, own), 0) << own;
+  EXPECT_EQ(count({"conv_act"}, "relu.fwd"), 17);
+  EXPECT_EQ(count({"conv_residual"}, "add.fwd"), 8);
+  EXPECT_EQ(count({"conv_residual"}, "_scale_bias"), 20);
+  EXPECT_EQ(count({"conv_bn"}, "batchnorm.fwd_infer"), 20);
+  EXPECT_EQ(count({"conv_bn"}, "relu.fwd"), 0);  // the batchnorms take them
+  EXPECT_EQ(count({"conv_bn"}, "step.fold"), 0);
+  EXPECT_EQ(count({"all"}, "_scale"), 0);
+  EXPECT_EQ(plan_count("resnet18", {}, "_scale"), 0);                           // training
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "batchnorm.fwd_infer", false), 17);  // behind depthwise ones
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_scale_bias_res ", false), 10);
+}
+
+// With each fusion switched off in turn an inference gives the same logits.
+TEST(NnLower, InferenceIsTheSameWithoutEachFusion) {
+  const ValueShape input = {.h = 8, .w = 8, .c = 3};
+  std::vector<std::vector<std::string>> switches = {{"all"}};
+  for (const std::string& name : Fusions::names()) switches.push_back({name});
+  for (const NetworkDescription& network :
+       {test::tiny_network(true), test::tiny_mobile_network(true), test::tiny_mobile_network(false)}) {
+    const auto logits = [&](const std::vector<std::string>& off) {
+      StepProbe probe(network, input, 4, 3, cpu_device(), {.fusions_off = off, .training = false});
+      StepProbe::Tensors tensors = probe.parameters();
+      uint64_t seed = 3;
+      for (auto& [name, values] : tensors) {
+        ++seed;
+        if (name.find("running") == std::string::npos && name.find("bn") == std::string::npos) continue;
+        for (size_t i = 0; i < values.size(); ++i) values[i] += 0.4f * test::draw_uniform(seed, i);
+      }
+      probe.set_parameters(tensors);
+      probe.forward(test::random_images(3 * input.elements(), 5), test::some_labels(3, 4));
+      return probe.logits();
+    };
+    const std::vector<float> wanted = logits({"all"});
+    EXPECT_GT(test::norm_of(wanted), 0.0);
+    for (const std::vector<std::string>& off : switches) {
+      EXPECT_LE(test::distance(logits(off), wanted), 1e-5 * test::norm_of(wanted)) << network.name << off[0];
+    }
+    EXPECT_LE(test::distance(logits({}), wanted), 1e-5 * test::norm_of(wanted)) << network.name;
+  }
+}
+
 TEST(NnLower, BuffersThatLiveTogetherDoNotOverlap) {
   const ShapedNetwork network = infer_shapes(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10);
   const ParameterLayout layout(network);

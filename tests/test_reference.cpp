@@ -1,5 +1,6 @@
 // The judge judged: cpu_naive of the layers against hand-worked values, against forward passes written again
 // in double, and its gradients against central differences of those. test_reference_updates.cpp has the rest.
+#include "kernels/common/error.h"
 #include "tests/support/reference.h"
 
 namespace kiln {
@@ -49,6 +50,11 @@ TEST(Conv2d, HandWorked) {
   EXPECT_EQ(naive("conv2d.fwd", "n1_h3_w3_c1_k1_r2_p0", {x, w})["y"], (Values{6, 8, 12, 14}));
   EXPECT_EQ(naive("conv2d.fwd", "n1_h3_w3_c1_k1_r2_p0_bias", {x, w, {10}})["y"], (Values{16, 18, 22, 24}));
   const Values dy = {1, 2, 3, 4};
+  EXPECT_EQ(naive("conv2d.fwd", "n1_h3_w3_c1_k1_r2_p0_scale_bias_res_relu6",
+                  {x, w, {2}, {-11}, {-2, 3, -9, -20}})["y"],
+            (Values{0, 6, 4, 0}));
+  EXPECT_THROW(naive("conv2d.dgrad", "n1_h3_w3_c1_k1_r2_p0_relu", {dy, w}), Error);
+  EXPECT_THROW(naive("conv2d.wgrad", "n1_h3_w3_c1_k1_r2_p0_scale", {dy, x}), Error);
   EXPECT_EQ(naive("conv2d.dgrad", "n1_h3_w3_c1_k1_r2_p0", {dy, w})["dx"],
             (Values{1, 2, 0, 3, 5, 2, 0, 3, 4}));
   EXPECT_EQ(naive("conv2d.dgrad", "n1_h3_w3_c1_k1_r2_p0_acc", {dy, w, Values(9, 100)})["dx"],

@@ -63,6 +63,14 @@ class Results(unittest.TestCase):
             for row in data["benchmarks"]:
                 self.assertIn(row["run"], data["context"]["runs"], f"{path}: {row['name']} names no run")
 
+    def test_share_of_a_copy_needs_its_probes(self):
+        """Rows measured since there is `pct_copy` name a run whose context holds the copies that it is a share of."""
+        for path in RESULTS.glob("*/layers.json"):
+            data = json.loads(path.read_text())
+            for row in data["benchmarks"]:
+                if row.get("pct_copy", 0) > 0:
+                    self.assertIn("copy_us_16mb", data["context"]["runs"][row["run"]], f"{path}: {row['name']}")
+
     def test_run_summaries_are_complete(self):
         for path in RESULTS.glob("*/runs/*.json"):
             summary = json.loads(path.read_text())

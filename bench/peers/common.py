@@ -16,10 +16,11 @@ import numpy
 import torch
 
 L2_ROTATION = 3  # cold timing: buffers rotated over more than this many times the L2 cache
-SAMPLE_SECONDS = 0.005  # as in bench/timing.h: a sample takes about this long
-FEWEST_SAMPLES, MOST_SAMPLES = 7, 200
+SAMPLE_SECONDS = 0.001  # as in bench/timing.h: a sample takes at least this long
+LEAD_IN_CYCLES = 100000  # the GPU waits until the host has handed in the work
+FEWEST_SAMPLES, MOST_SAMPLES = 15, 200
 TARGET_PCT = 0.5  # enough samples once the median is known to this: 1.57 * IQR / sqrt(samples)
-MOST_SECONDS = 0.5  # whatever the spread
+MOST_SECONDS = 0.1  # whatever the spread; alone, without turns, twice what bench_layers gives a contestant
 MOST_SETS = 512
 FLAGS = ("arg8", "arg2", "arg32", "relu6")  # they end in a digit and have no value
 SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
@@ -91,6 +92,7 @@ def _replay_samples(run, sets, most_seconds):
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def replay(count):
+        torch.cuda._sleep(LEAD_IN_CYCLES)
         start.record()
         for _ in range(count):
             graph.replay()

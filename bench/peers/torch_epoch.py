@@ -2,11 +2,13 @@
 
     python3 bench/peers/torch_epoch.py --out bench/results/h100/torch_epochs.json
     python3 bench/peers/torch_epoch.py --network resnet18 --batch 128,512,1024 --precision bf16,fp32
-    python3 bench/peers/torch_epoch.py --modes torch_autotune
+    python3 bench/peers/torch_epoch.py --modes torch_autotune --autotune resnet18 --autotune-batch 512
 
 Modes: `torch` is eager, `torch_compile` torch.compile's reduce-overhead (CUDA graphs), `torch_autotune` its
 max-autotune. A compiled row runs in a process of its own; where its compilation does not end within --compile-limit
-the row says so and has no figure.
+the row says so and has no figure. --together of them compile at a time; each waits with its first step until all are
+done, and then they are measured one after the other. max-autotune times on the GPU while it compiles, so its rows are
+alone; --autotune and --autotune-batch limit them, and the rows that are left out say so.
 
 PyTorch at its best: uint8 images resident on the device, channels-last, cudnn.benchmark, fused SGD with Nesterov
 momentum; bf16 is autocast over fp32 weights for training and bf16 weights for inference, fp32 is true fp32 (no TF32).
@@ -16,12 +18,12 @@ and flip on the device. The loss must be finite and fall.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 
@@ -31,15 +33,18 @@ import torch.nn.functional as F
 
 import common
 import nets
+from torch_apart import Gate, GatedBackend, run_apart
 
 IMAGES = 50000
 CPU_BATCHES = 4  # the CPU rows cycle through so many batches and are scaled
-FEWEST = 3  # epochs of a median
+FEWEST = 3  # samples of a median
+WHOLE_SECONDS = 2  # where three epochs take longer, a sample is a quarter of one
 MODES = {"torch": None, "torch_compile": "reduce-overhead", "torch_autotune": "max-autotune"}
 KINDS = ("epoch_train", "epoch_infer")
 COUNTERS = ("images_per_s", "spread_pct", "start_loss", "end_loss", "samples", "compile_s")
 
 
+@functools.lru_cache(maxsize=1)
 def load_images(folder, count, device):
     """(images [count,3,32,32] uint8 channels-last, labels [count]): CIFAR-10, or a made-up set of 10 patterns."""
     if folder:
@@ -84,6 +89,7 @@ class Batches:
                 x = crop_and_flip(x)
             return x.contiguous(memory_format=torch.channels_last)
 
+        # Before the gate: it is one kernel, and the network's compilation follows.
         self._load = load if MODES[row["mode"]] is None else torch.compile(load, dynamic=False)
 
     def load(self, index):
@@ -102,7 +108,11 @@ def wait(device):
 
 def compiled(run, row):
     mode = MODES[row["mode"]]
-    return run if mode is None else torch.compile(run, mode=mode, dynamic=False)
+    if mode is None:
+        return run
+    if Gate.closed and hasattr(torch, "_TorchCompileInductorWrapper"):
+        return torch.compile(run, backend=GatedBackend(mode), dynamic=False)
+    return torch.compile(run, mode=mode, dynamic=False)
 
 
 class Loss(torch.nn.Module):
@@ -123,18 +133,18 @@ def make_train(row, args):
     sgd = torch.optim.SGD(net.parameters(), lr=0.02 if args.device == "cuda" else 1e-3, momentum=0.9, nesterov=True,
                           weight_decay=5e-4, fused=True)
 
-    def epoch(most=None):
+    def step_all(batches):
         losses = []
-        for index in data.epoch(shuffle=True)[:most]:
+        for index in batches:
             loss = run(*data.load(index))
             loss.backward()
             sgd.step()
             sgd.zero_grad(set_to_none=True)
             losses.append(loss.detach().clone())
-        values = torch.stack(losses).tolist()  # one copy to the host an epoch
+        values = torch.stack(losses).tolist()  # one copy to the host for all
         return values[0], sum(values) / len(values)
 
-    return epoch, data.count
+    return step_all, data
 
 
 def make_infer(row, args):
@@ -143,15 +153,15 @@ def make_infer(row, args):
     run = compiled(Loss(net, args.device, False, "sum").eval(), row)
 
     @torch.inference_mode()
-    def epoch(most=None):
+    def step_all(batches):
         total, images = torch.zeros((), device=args.device), 0
-        for index in data.epoch(shuffle=False)[:most]:
+        for index in batches:
             total += run(*data.load(index))
             images += len(index)
         mean = total.item() / images
         return mean, mean
 
-    return epoch, data.count
+    return step_all, data
 
 
 def measure(row, args):
@@ -163,25 +173,36 @@ def measure(row, args):
     started = time.perf_counter()
     if is_compiled and args.one_row:
         signal.alarm(args.compile_limit)
-    epoch, images = (make_train if row["kind"] == "epoch_train" else make_infer)(row, args)
-    start_loss, _ = epoch(most=4)  # compiles, tunes, records
+    train = row["kind"] == "epoch_train"
+    step_all, data = (make_train if train else make_infer)(row, args)
+    start_loss, _ = step_all(data.epoch(train)[:4])  # compiles, tunes, records
     wait(args.device)
-    compile_s = time.perf_counter() - started
+    compile_s = time.perf_counter() - started - Gate.waited
     signal.alarm(0)
-    epoch()
-    wait(args.device)
-    samples, end_loss, begun = [], math.nan, time.perf_counter()
-    while len(samples) < FEWEST or time.perf_counter() - begun < args.seconds:
+    Gate.pass_through()  # of a compilation that had no gate of its own
+
+    def timed(batches):
         start = time.perf_counter()
-        _, end_loss = epoch()
+        _, loss = step_all(batches)
         wait(args.device)
-        samples.append((time.perf_counter() - start) * IMAGES / images)
+        return (time.perf_counter() - start) * IMAGES / sum(len(index) for index in batches), loss
+
+    part = math.ceil(data.count / row["batch"] / 4)
+    warm, end_loss = timed(data.epoch(train)[:part])
+    if FEWEST * warm <= max(args.seconds, WHOLE_SECONDS):
+        part = data.count // row["batch"]
+    samples, rest, begun = [], [], time.perf_counter()
+    while len(samples) < FEWEST or time.perf_counter() - begun < args.seconds:
+        rest = rest or data.epoch(train)
+        sample, end_loss = timed(rest[:part])
+        rest = rest[part:]
+        samples.append(sample)
     if not math.isfinite(end_loss):
         return failed(row, args, "the loss is not finite")
     if row["kind"] == "epoch_train" and not end_loss < start_loss:
         return failed(row, args, f"the loss did not fall: {start_loss} -> {end_loss}")
     median, spread = common.median_and_spread(samples)
-    return common.row(row_name(row, args), median, "s", label_of(row, args, images), images_per_s=IMAGES / median,
+    return common.row(row_name(row, args), median, "s", label_of(row, args, data.count), images_per_s=IMAGES / median,
                       spread_pct=spread, start_loss=start_loss, end_loss=end_loss, samples=float(len(samples)),
                       compile_s=compile_s if is_compiled else math.nan)
 
@@ -212,25 +233,10 @@ def failed(row, args, why):
     return {**entry, "error_occurred": True, "error_message": why}
 
 
-def measure_apart(row, args):
-    """measure() in a process of its own."""
-    command = [sys.executable, os.path.abspath(__file__), *args.forwarded, "--one-row", json.dumps(row)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        text, _ = child.communicate(timeout=args.compile_limit + 60 + 20 * args.seconds)
-    except subprocess.TimeoutExpired:
-        return failed(row, args, "the process did not end")
-    finally:
-        try:
-            os.killpg(child.pid, signal.SIGKILL)  # the compiler's worker processes
-        except ProcessLookupError:
-            pass
-        child.wait()
-    if child.returncode == -signal.SIGALRM:
-        return failed(row, args, f"compilation did not end within {args.compile_limit} s")
-    if child.returncode != 0:
-        return failed(row, args, f"the process ended with status {child.returncode}")
-    return json.loads(text.splitlines()[-1])
+def is_left_out(row, args):
+    """Whether --autotune and --autotune-batch do without this row."""
+    return row["mode"] == "torch_autotune" and (row["network"] not in args.autotune or
+                                                row["batch"] not in (args.autotune_batch or args.batch))
 
 
 def words(known):
@@ -260,7 +266,13 @@ def parse_arguments():
     parser.add_argument("--batch", type=batches, default="512", help="comma-separated (default: %(default)s)")
     parser.add_argument("--precision", type=words(("fp32", "bf16")),
                         help="fp32, bf16 or both with a comma (default: bf16 on cuda, fp32 on cpu)")
-    parser.add_argument("--seconds", type=float, default=6, help="a row's time; at least 3 epochs (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1,
+                        help="a row's time; at least 3 samples (default: %(default)s)")
+    parser.add_argument("--together", type=int, default=24 if torch.cuda.is_available() else 1, metavar="N",
+                        help="compiled rows that compile at a time (default: %(default)s)")
+    parser.add_argument("--autotune", type=words(nets.names()), default=nets.names(),
+                        help="networks that torch_autotune compiles (default: all)")
+    parser.add_argument("--autotune-batch", type=batches, help="batches that it compiles (default: all)")
     parser.add_argument("--compile-limit", type=int, default=300, metavar="S",
                         help="seconds that a row may compile (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
@@ -279,21 +291,35 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     if args.one_row:
+        Gate.closed = True
         print(json.dumps(measure(json.loads(args.one_row), args)))
         return
     rows = []
-    for network in args.network:
-        for precision in args.precision:
-            for batch in args.batch:
-                for mode in args.modes:
-                    for kind in args.kinds:
-                        row = {"kind": kind, "network": network, "precision": precision, "batch": batch, "mode": mode}
-                        rows.append((measure_here if MODES[mode] is None else measure_apart)(row, args))
-                        print(f"{rows[-1]['name']:64s} " + (rows[-1].get("error_message") or
-                                                            f"{rows[-1]['images_per_s']:12,.0f} images/s"),
-                              file=sys.stderr, flush=True)
-                        if args.device == "cuda":
-                            torch.cuda.empty_cache()  # a compiled row's process needs the memory
+
+    def add(row):
+        rows.append(row)
+        print(f"{row['name']:64s} " + (row.get("error_message") or f"{row['images_per_s']:12,.0f} images/s"),
+              file=sys.stderr, flush=True)
+        if args.device == "cuda":
+            torch.cuda.empty_cache()  # a compiled row's process needs the memory
+
+    wanted = [{"kind": kind, "network": network, "precision": precision, "batch": batch, "mode": mode}
+              for network in args.network for precision in args.precision for batch in args.batch for mode in args.modes
+              for kind in args.kinds]
+    for row in wanted:
+        if MODES[row["mode"]] is None:
+            add(measure_here(row, args))
+        elif is_left_out(row, args):
+            add(failed(row, args, f"not compiled: --autotune {','.join(args.autotune)} --autotune-batch "
+                                  f"{','.join(map(str, args.autotune_batch or args.batch))}"))
+    compiles = [row for row in wanted if MODES[row["mode"]] == "reduce-overhead"]
+    groups = [compiles[i:i + args.together] for i in range(0, len(compiles), args.together)]
+    groups += [[row] for row in wanted if MODES[row["mode"]] == "max-autotune" and not is_left_out(row, args)]
+    for group in groups:
+        commands = [[sys.executable, os.path.abspath(__file__), *args.forwarded, "--one-row", json.dumps(row)]
+                    for row in group]
+        for row, (text, why) in zip(group, run_apart(commands, args.compile_limit, 120 + 20 * args.seconds)):
+            add(failed(row, args, why) if why else json.loads(text))
     common.write_results(args.out, common.context(args.device, data=args.data or "patterns"), rows)
     if any(row.get("error_occurred") and row["name"].endswith("/torch") for row in rows):
         sys.exit(1)

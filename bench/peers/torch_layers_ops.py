@@ -30,6 +30,8 @@ def window_of(p, filter_padding=False):
 def conv_pass(p, make, which, depthwise=False):
     if p.get("cs"):
         raise NoCounterpart("a channel stride")
+    if any(p.get(part) for part in ("scale", "res", *ACTIVATIONS)):
+        raise NoCounterpart("an epilogue beyond a bias")
     n, c = p["n"], p["c"]
     (r, s), stride, pad, out_h, out_w = window_of(p, filter_padding=True)
     k, groups = (c, c) if depthwise else (p["k"], 1)

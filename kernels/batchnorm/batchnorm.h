@@ -21,6 +21,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/common/act_kind.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/impl.h"
 #include "kernels/common/tensor_spec.h"
@@ -28,7 +29,7 @@
 namespace kiln {
 
 // The activation behind the normalisation; formulas as in activation.h.
-enum class BatchnormAct { kNone, kRelu, kRelu6, kGelu, kSilu };
+using BatchnormAct = ActKind;
 
 struct BatchnormProblem {
   int n = 1, h = 1, w = 1, c = 1;

@@ -3,11 +3,11 @@
 //
 // batchnorm_tma_ring.cuh says what a block and a thread own and which stages stay on chip. (1) A thread sums
 // squares about the mean of its 4 rows of a stage and merges (count, mean, M2); a warp's threads of a channel
-// merge by shuffles, the warps through shared memory. (2) The chunks of a tile meet; every block merges them,
-// all in the same order; the blocks of chunk 0 write the statistics. (3) y, from the last stage to the first.
-// All moments are of x - x[0,c]. Merging sets of (count, mean, M2): the mean of means first, then M2 about
-// it. Workspace, where the grid meets: mean and M2, [chunks,2,C] fp32. Needs 16-byte aligned tensors.
-// Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
+// merge by shuffles where the lanes are a power of two, the rest through shared memory. (2) The chunks of a
+// tile meet; every block merges them, all in the same order; the blocks of chunk 0 write the statistics. (3)
+// y, from the last stage to the first. All moments are of x - x[0,c]. Merging sets of (count, mean, M2): the
+// mean of means first, then M2 about it. Workspace: mean and M2, [chunks,2,C] fp32. Needs 16-byte aligned
+// tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include "kernels/batchnorm/batchnorm_epilogue.cuh"
 #include "kernels/batchnorm/batchnorm_moments.cuh"
 #include "kernels/batchnorm/batchnorm_tma_ring_plan.cuh"
@@ -45,16 +45,16 @@ __device__ __forceinline__ Moments<V> thread_moments(const T* __restrict__ x, co
   for (int v = 0; v < V; ++v) pivot[v] = first[v];
   walk_forwards(shared, s.stages, ring.slots, at, [&](int stage, int slot) {
     const auto* from = reinterpret_cast<const Vec<T, V>*>(slots + slot * kRingSlotBytes) + threadIdx.x;
-    const int left = s.left(ring, stage);
+    const int left = s.left<kRows>(ring, stage);
     Vec<T, V> rows[kRows];
     if (left == kRows) {
 #pragma unroll
-      for (int u = 0; u < kRows; ++u) rows[u] = from[u * kRingThreads];
+      for (int u = 0; u < kRows; ++u) rows[u] = from[u * ring.stride];
       moments.template add_rows<kRows, true>(rows, kRows, pivot);
     } else {
 #pragma unroll 1
       for (int u = 0; u < left; ++u) {
-        rows[0] = from[u * kRingThreads];
+        rows[0] = from[u * ring.stride];
         moments.template add_rows<1, true>(rows, 1, pivot);
       }
     }
@@ -81,52 +81,73 @@ __device__ __forceinline__ Moments<1> fold(const RingShared& shared, int sets, i
   return all;
 }
 
-// The block's moments, of channel threadIdx.x of the tile in its threads below `channels`.
+// Puts the block's moments where the chunks meet.
 template <int V>
-__device__ __forceinline__ Moments<1> block_moments(Moments<V>& moments, RingShared& shared, int lanes) {
-  const int t = static_cast<int>(threadIdx.x), channels = lanes * V;
+__device__ __forceinline__ void put_block(Moments<V>& moments, const RingTile& ring, const RingSlice& s,
+                                          RingShared& shared, const RingMeeting& meeting) {
+  const int t = static_cast<int>(threadIdx.x), lanes = ring.rows.lanes;
+  if (ring.in_warps()) {
+    const int channels = lanes * V;
 #pragma unroll 1
-  for (int offset = 16; offset >= lanes; offset >>= 1) {
-    const float more = __shfl_down_sync(0xffffffffu, moments.count, offset);
-    float fraction = 0.0f, weight = 0.0f;
-    if (more > 0.0f) moments.grow(more, fraction, weight);
+    for (int offset = 16; offset >= lanes; offset >>= 1) {
+      const float more = __shfl_down_sync(0xffffffffu, moments.count, offset);
+      float fraction = 0.0f, weight = 0.0f;
+      if (more > 0.0f) moments.grow(more, fraction, weight);
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      moments.merge(v, fraction, weight, __shfl_down_sync(0xffffffffu, moments.mean[v], offset),
-                    __shfl_down_sync(0xffffffffu, moments.m2[v], offset));
+      for (int v = 0; v < V; ++v) {
+        moments.merge(v, fraction, weight, __shfl_down_sync(0xffffffffu, moments.mean[v], offset),
+                      __shfl_down_sync(0xffffffffu, moments.m2[v], offset));
+      }
+    }
+    if (const int lane = t % 32, warp = t / 32; lane < lanes) {
+      store_channels(moments.mean, shared.first + warp * channels + lane * V);
+      store_channels(moments.m2, shared.second + warp * channels + lane * V);
+      // Counts differ by channel only where channels do not exist, and those are read by nobody.
+      if (lane == 0) shared.count[warp] = moments.count;
+    }
+    ring_sync();
+    if (t < channels) {
+      const Moments<1> all = fold(shared, kRingWarps, channels, t);
+      meeting.put(t, all.mean[0], all.m2[0]);
+    }
+    return;
+  }
+  const int channels = lanes * 4;  // of a round
+#pragma unroll
+  for (int round = 0; round < V / 4; ++round) {
+    if (round > 0) ring_sync();
+    if (s.row < ring.rows.block_rows) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        shared.first[4 * t + v] = moments.mean[4 * round + v];
+        shared.second[4 * t + v] = moments.m2[4 * round + v];
+      }
+      if (s.lane == 0) shared.count[s.row] = moments.count;
+    }
+    ring_sync();
+    if (t < channels) {
+      const Moments<1> all = fold(shared, ring.rows.block_rows, channels, t);
+      meeting.put(t / 4 * V + 4 * round + t % 4, all.mean[0], all.m2[0]);
     }
   }
-  if (const int lane = t % 32, warp = t / 32; lane < lanes) {
-    store_channels(moments.mean, shared.first + warp * channels + lane * V);
-    store_channels(moments.m2, shared.second + warp * channels + lane * V);
-    // Counts differ by channel only where channels do not exist, and those are read by nobody.
-    if (lane == 0) shared.count[warp] = moments.count;
-  }
-  ring_sync();
-  Moments<1> all;
-  all.clear();
-  if (t < channels) all = fold(shared, kRingWarps, channels, t);
-  return all;
 }
 
 // (2) Merges the chunks: a thread its own ones of four channels, then one thread a channel.
-template <class T, class Meet>
-__device__ __forceinline__ Moments<1> merge_chunks(const Meet& meet, const RingTile& ring, RingShared& shared,
-                                                   int channels) {
-  constexpr int kBits = kVec16<T> == 8 ? 1 : 0;  // quads of a vector: 2 or 1
-  const int t = static_cast<int>(threadIdx.x), chunks = ring.rows.chunks, bits = ring.lane_bits + kBits;
-  const int quad = t & ((1 << bits) - 1), row = t >> bits, rows = min(kRingThreads >> bits, chunks);
+__device__ __forceinline__ Moments<1> merge_chunks(const RingMeeting& meeting, const RingTile& ring,
+                                                   RingShared& shared, int channels) {
+  const int t = static_cast<int>(threadIdx.x), chunks = ring.rows.chunks;
+  const RingMerge own = RingMerge::of(ring, channels);
   Moments<4> moments;
   moments.clear();
-  for (int begin = row; row < rows && begin < chunks; begin += Meet::kBatch * rows) {
-    float4 mean[Meet::kBatch], m2[Meet::kBatch];
+  for (int begin = own.row; own.row < own.rows && begin < chunks; begin += kRingBatch * own.rows) {
+    float4 mean[kRingBatch], m2[kRingBatch];
 #pragma unroll
-    for (int u = 0; u < Meet::kBatch; ++u) {
-      if (begin + u * rows < chunks) meet.load(begin + u * rows, 4 * quad, mean[u], m2[u]);
+    for (int u = 0; u < kRingBatch; ++u) {
+      if (begin + u * own.rows < chunks) meeting.load(begin + u * own.rows, 4 * own.quad, mean[u], m2[u]);
     }
 #pragma unroll
-    for (int u = 0; u < Meet::kBatch; ++u) {
-      const int chunk = begin + u * rows;
+    for (int u = 0; u < kRingBatch; ++u) {
+      const int chunk = begin + u * own.rows;
       if (chunk >= chunks) break;
       const int count = ring.rows_of(chunk);
       if (count == 0) continue;
@@ -138,15 +159,15 @@ __device__ __forceinline__ Moments<1> merge_chunks(const Meet& meet, const RingT
       moments.merge(3, fraction, weight, mean[u].w, m2[u].w);
     }
   }
-  if (row < rows) {
-    store_channels(moments.mean, shared.first + row * channels + 4 * quad);
-    store_channels(moments.m2, shared.second + row * channels + 4 * quad);
-    if (quad == 0) shared.count[row] = moments.count;
+  if (own.row < own.rows) {
+    store_channels(moments.mean, shared.first + own.row * channels + 4 * own.quad);
+    store_channels(moments.m2, shared.second + own.row * channels + 4 * own.quad);
+    if (own.quad == 0) shared.count[own.row] = moments.count;
   }
   ring_sync();
   Moments<1> all;
   all.clear();
-  if (t < channels) all = fold(shared, rows, channels, t);
+  if (t < channels) all = fold(shared, own.rows, channels, t);
   return all;
 }
 
@@ -176,7 +197,7 @@ __device__ __forceinline__ void write_y(T* __restrict__ y, const RingTile& ring,
                                         RingShared& shared, const unsigned char* slots, RingAt at,
                                         const BatchnormClamp& clamp) {
   Channels<V> ch;
-  const int c = (static_cast<int>(threadIdx.x) & (ring.rows.lanes - 1)) * V;
+  const int c = s.lane * V;
   load_channels(shared.result[0] + c, ch.mean);
   load_channels(shared.result[1] + c, ch.scale);
   load_channels(shared.result[2] + c, ch.beta);
@@ -184,15 +205,14 @@ __device__ __forceinline__ void write_y(T* __restrict__ y, const RingTile& ring,
   const size_t step = static_cast<size_t>(ring.rows.block_rows) * ring.rows.channels;
   walk_backwards(shared, s.stages, ring.slots, at, [&](int stage, int slot) {
     const auto* from = reinterpret_cast<const Vec<T, V>*>(slots + slot * kRingSlotBytes) + threadIdx.x;
-    const int left = s.left(ring, stage);
-    T* to =
-        y + static_cast<size_t>(s.begin + stage * ring.stage_rows + s.row) * ring.rows.channels + s.channel;
+    const int left = s.left<kRows>(ring, stage);
+    T* to = y + s.first_row(ring, stage) * ring.rows.channels + s.channel;
     // As long as L2 has stages that are still to be fetched, y leaves it first.
     const uint64_t policy = s.stages > ring.slots && stage >= s.stages - ring.l2_stages ? once : usual;
 #pragma unroll
     for (int u = 0; u < kRows; ++u) {
       if (u < left) {
-        Vec<T, V> row = from[u * kRingThreads];
+        Vec<T, V> row = from[u * ring.stride];
         float values[V];
 #pragma unroll
         for (int v = 0; v < V; ++v) values[v] = ch.pre(v, batchnorm_centre(row[v], ch.mean[v]));
@@ -203,13 +223,13 @@ __device__ __forceinline__ void write_y(T* __restrict__ y, const RingTile& ring,
   });
 }
 
-template <class Meet, class T, int V>
+template <class T, int V>
 __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_fwd_train_tma_ring_kernel(
     const __grid_constant__ CUtensorMap x_map, const T* __restrict__ x,  // [M,C], the pivot's row
     const float* __restrict__ gamma,                                     // [C]
     const float* __restrict__ beta,                                      // [C]
     T* __restrict__ y,                                                   // [M,C]
-    float* partial,                                                      // [chunks,2,C], null in clusters
+    float* partial,                                                      // [chunks,2,C]: mean, M2
     const __grid_constant__ Statistics statistics, const __grid_constant__ RingTile ring,
     const __grid_constant__ BatchnormClamp clamp) {
   extern __shared__ __align__(128) unsigned char batchnorm_ring_smem[];
@@ -217,17 +237,14 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_fwd_train_tma_ring_ke
   unsigned char* slots = batchnorm_ring_smem + kRingSharedBytes;
   if (threadIdx.x == kRingThreads) tma_prefetch_map(&x_map);
   const RingSlice s = RingSlice::of<V>(ring);
-  const Meet meet = make_meet<Meet>(shared, partial, ring, s);
+  const RingMeeting meeting = {partial, ring.rows.channels, s.tile_channel, s.chunk};
   ring_init(shared, ring.slots);
   if (threadIdx.x >= kRingThreads) {  // the loading warp
-    RingLoader<1> loader = {{&x_map}, shared, ring, s, smem_address(slots), {}};
+    RingLoader<1> loader = {{&x_map}, {x}, shared, ring, s, smem_address(slots), {}};
     if (threadIdx.x == kRingThreads) loader.walk_forwards();
     __syncwarp();
-    meet.meet();
-    meet.leave();
+    meeting.meet();
     if (threadIdx.x == kRingThreads) loader.walk_backwards();
-    __syncwarp();
-    meet.done();
     return;
   }
   const int t = static_cast<int>(threadIdx.x), channels = ring.rows.lanes * V;
@@ -239,15 +256,12 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_fwd_train_tma_ring_ke
   }
   RingAt at;
   Moments<V> moments = thread_moments<T, V>(x, ring, s, shared, slots, at);
-  const Moments<1> block = block_moments(moments, shared, ring.rows.lanes);
-  if (t < channels) meet.put(t, block.mean[0], block.m2[0]);
-  meet.meet();
-  const Moments<1> all = merge_chunks<T>(meet, ring, shared, channels);
-  meet.leave();
+  put_block(moments, ring, s, shared, meeting);
+  meeting.meet();
+  const Moments<1> all = merge_chunks(meeting, ring, shared, channels);
   if (finishes) finish_channel(all, parameters, statistics, s, ring.rows.rows, t, shared);
   ring_sync();
   write_y<T, V>(y, ring, s, shared, slots, at, clamp);
-  meet.done();
 }
 
 Support supports(const BatchnormProblem& p, const Device& device) {
@@ -257,11 +271,9 @@ Support supports(const BatchnormProblem& p, const Device& device) {
 
 template <class T, int V>
 Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& device, std::string_view config) {
-  const auto launch = make_ring_launch(p, device, 1, batchnorm_fwd_train_tma_ring_kernel<MeetInCluster, T, V>,
-                                       batchnorm_fwd_train_tma_ring_kernel<MeetInGrid, T, V>, kName, config);
-  const BatchnormTile& tile = launch.ring.rows;
-  const size_t bytes =
-      launch.cluster ? 0 : 2 * sizeof(float) * static_cast<size_t>(tile.chunks) * tile.channels;
+  const auto launch =
+      make_ring_launch(p, device, 1, batchnorm_fwd_train_tma_ring_kernel<T, V>, kName, config);
+  const size_t bytes = launch.partial_bytes();
   using Args = BatchnormFwdTrain::Args;
   return Plan<Args>(bytes, [=](const Args& a, void* workspace) {
     require_aligned_args(&a, sizeof a);

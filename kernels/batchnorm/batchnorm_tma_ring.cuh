@@ -1,13 +1,13 @@
-// What the batchnorm kernels with a ring of TMA stages share: one block a multiprocessor, 8 warps that
-// compute and one that loads. A block owns a chunk of rows of a tile of channels (4 or 8 vectors of 16 bytes)
-// and walks it in stages, forwards for the statistics and backwards with them.
+// What the batchnorm kernels with a ring of stages share: one block a multiprocessor, 8 warps that compute
+// and one that loads. A block owns a chunk of rows of a tile of channels (up to 32 vectors of 16 bytes) and
+// walks it in stages, forwards for the statistics and backwards with them.
 //
-// The ring takes all shared memory, so that the walk's end is still on chip when the walk turns: those stages
-// are used again at once, and their slots refilled with earlier ones. Stage i is in slot i % slots; the
-// stages before those on chip are marked to stay in L2 as far as they fit (`l2_stages`), all others to leave
-// it first. Between the walks the chunks of a tile meet: as one cluster, through distributed shared memory,
-// where its shared memory holds the tile; else the whole grid, through the workspace. Shared memory:
-// RingShared, then slots * 16 KiB.
+// A stage is one copy by the TMA unit: a box of the matrix, or, where the tile is as wide as the matrix, a
+// run of memory. The ring takes all shared memory, so that the walk's end is still on chip when the walk
+// turns: those stages are used again at once, and their slots refilled with earlier ones. Stage i is in slot
+// i % slots; the stages before those on chip are marked to stay in L2 as far as they fit (`l2_stages`), all
+// others to leave it first. Between the walks the grid meets, through the workspace: a cooperative launch.
+// Shared memory: RingShared, then slots * 16 KiB.
 #pragma once
 
 #include <algorithm>
@@ -29,28 +29,31 @@ constexpr int kRingWarps = kRingThreads / 32;
 constexpr int kRingBlock = kRingThreads + 32;
 constexpr int kRingSlotBytes = 16 << 10;
 constexpr int kRingSlots = 13;
-constexpr int kRingChannels = 64;  // of a tile, at most
-constexpr int kRingMerged = 64;    // threads along the chunks in a merge, at most
+constexpr int kRingLanes = 32;      // vectors of a tile, at most
+constexpr int kRingChannels = 256;  // of a tile, at most
+constexpr int kRingBatch = 9;       // chunks that a thread of the merge has in flight
 
 struct RingTile {
   BatchnormTile rows;             // lanes: vectors of a tile; block_rows: rows that the threads take at once
-  int lane_bits, row_bits;        // lanes and block_rows are powers of two
+  int stride;                     // lanes * block_rows: vectors from a thread's row to its next in a stage
   int chunk_rows, longer_chunks;  // rows of a chunk; the first ones have one more
-  int stage_rows;                 // at most; a stage is one box
+  int stage_rows;                 // at most
   int slots;
   int l2_stages;  // stages of a block that L2 is to keep
-  bool pinned;    // and not give up for anything unmarked
 
   __device__ __forceinline__ int rows_of(int chunk) const { return chunk_rows + (chunk < longer_chunks); }
+  // Warps add up by shuffles.
+  __device__ __forceinline__ bool in_warps() const {
+    return rows.lanes <= 16 && (rows.lanes & (rows.lanes - 1)) == 0;
+  }
 };
 
 struct RingShared {
-  alignas(
-      16) float first[kRingThreads * 4];  // of warps, then of a merge's rows: mean (or sum g) [rows][tile]
-  alignas(16) float second[kRingThreads * 4];    // M2 (or sum g * d)
-  alignas(16) float exchange[2][kRingChannels];  // the block's, which the cluster reads
-  alignas(16) float result[3][kRingChannels];    // what the last walk needs of a channel
-  float count[kRingMerged];                      // values behind a row of first and second
+  alignas(16) float first[kRingThreads * 4];   // mean (or sum g) [sets][channels]: of warps or rows of
+                                               // threads, then of a merge's rows
+  alignas(16) float second[kRingThreads * 4];  // M2 (or sum g * d)
+  alignas(16) float result[3][kRingChannels];  // what the last walk needs of a channel
+  float count[kRingThreads];                   // values behind a set
   alignas(8) uint64_t full[kRingSlots], empty[kRingSlots];
 };
 constexpr int kRingSharedBytes = (sizeof(RingShared) + 127) / 128 * 128;
@@ -71,7 +74,7 @@ struct RingAt {
 struct RingSlice {
   int chunk, begin, rows, stages;  // rows [begin, begin + rows) of the matrix
   int tile_channel;                // the tile's first
-  int row, channel;                // this thread's first row of a stage and first channel of V
+  int row, lane, channel;          // this thread's first row of a stage, vector and first channel of V
   bool owns;                       // the channels exist
 
   template <int V>
@@ -83,28 +86,35 @@ struct RingSlice {
     s.rows = ring.rows_of(s.chunk);
     s.stages = (s.rows + ring.stage_rows - 1) / ring.stage_rows;
     s.tile_channel = static_cast<int>(blockIdx.y) * ring.rows.lanes * V;
-    s.row = t >> ring.lane_bits;
-    s.channel = s.tile_channel + (t & (ring.rows.lanes - 1)) * V;
-    s.owns = s.channel < ring.rows.channels;
+    s.row = t / ring.rows.lanes;
+    s.lane = t % ring.rows.lanes;
+    s.channel = s.tile_channel + s.lane * V;
+    s.owns = s.row < ring.rows.block_rows && s.channel < ring.rows.channels;
     if (!s.owns) s.channel = 0;
     return s;
   }
-  // How many of this thread's rows of a stage exist: those row + u * block_rows with u below it.
+  // How many of this thread's kRows rows of a stage exist: those row + u * block_rows with u below it.
+  template <int kRows>
   __device__ __forceinline__ int left(const RingTile& ring, int stage) const {
     const int rest = min(ring.stage_rows, rows - stage * ring.stage_rows) - row;
-    return owns && rest > 0 ? (rest + ring.rows.block_rows - 1) >> ring.row_bits : 0;
+    int count = 0;
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) count += rest > u * ring.rows.block_rows;
+    return owns ? count : 0;
+  }
+  // This thread's first row of a stage, of the matrix.
+  __device__ __forceinline__ size_t first_row(const RingTile& ring, int stage) const {
+    return static_cast<size_t>(begin + stage * ring.stage_rows + row);
   }
 };
 
-template <int kPriority>  // 0: first to leave L2, 1: as usual, 2: last
+template <int kPriority>  // 0: first to leave L2, 1: as usual
 __device__ __forceinline__ uint64_t l2_policy() {
   uint64_t policy;
   if constexpr (kPriority == 0) {
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-  } else if constexpr (kPriority == 1) {
-    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(policy));
   } else {
-    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;\n" : "=l"(policy));
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(policy));
   }
   return policy;
 }
@@ -137,7 +147,8 @@ __device__ __forceinline__ void ring_init(RingShared& shared, int slots) {
 // The loading warp's work: one thread starts the copies of kTensors tensors, one behind the other in a slot.
 template <int kTensors>
 struct RingLoader {
-  const CUtensorMap* maps[kTensors];
+  const CUtensorMap* maps[kTensors];  // boxes of the tensors
+  const void* tensors[kTensors];      // [M,C]
   RingShared& shared;
   const RingTile& ring;
   const RingSlice& slice;
@@ -147,22 +158,36 @@ struct RingLoader {
   __device__ __forceinline__ void fill(int stage, uint64_t policy) const {
     constexpr int kPart = kRingSlotBytes / kTensors;
     const uint32_t full = smem_address(&shared.full[at.slot]);
-    mbarrier_arrive_expect(full, static_cast<uint32_t>(kTensors * ring.stage_rows * ring.rows.lanes * 16));
+    const int row = slice.begin + stage * ring.stage_rows;
+    const bool run = ring.rows.tiles == 1;
+    const int rows = run ? min(ring.stage_rows, slice.rows - stage * ring.stage_rows) : ring.stage_rows;
+    const uint32_t bytes = static_cast<uint32_t>(rows * ring.rows.lanes * 16);
+    mbarrier_arrive_expect(full, kTensors * bytes);
 #pragma unroll
     for (int k = 0; k < kTensors; ++k) {
-      asm volatile(
-          "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-          "[%0], [%1, {%3, %4, %5, %5}], [%2], %6;\n" ::"r"(slots + at.slot * kRingSlotBytes + k * kPart),
-          "l"(maps[k]), "r"(full), "r"(slice.tile_channel), "r"(slice.begin + stage * ring.stage_rows),
-          "r"(0), "l"(policy)
-          : "memory");
+      const uint32_t to = slots + at.slot * kRingSlotBytes + k * kPart;
+      if (run) {
+        const auto* from =
+            static_cast<const unsigned char*>(tensors[k]) + static_cast<size_t>(row) * (ring.rows.lanes * 16);
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+            "[%0], [%1], %2, [%3], %4;\n" ::"r"(to),
+            "l"(from), "r"(bytes), "r"(full), "l"(policy)
+            : "memory");
+      } else {
+        asm volatile(
+            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+            "[%0], [%1, {%3, %4, %5, %5}], [%2], %6;\n" ::"r"(to),
+            "l"(maps[k]), "r"(full), "r"(slice.tile_channel), "r"(row), "r"(0), "l"(policy)
+            : "memory");
+      }
     }
   }
   __device__ __forceinline__ void wait_free() const {
     mbarrier_wait(smem_address(&shared.empty[at.slot]), at.parity ^ 1);
   }
   __device__ __forceinline__ void walk_forwards() {
-    const uint64_t once = l2_policy<0>(), again = ring.pinned ? l2_policy<2>() : l2_policy<1>();
+    const uint64_t once = l2_policy<0>(), again = l2_policy<1>();
     const int on_chip = slice.stages - ring.slots;  // the first that stays
     for (int i = 0; i < slice.stages; ++i) {
       if (i >= ring.slots) wait_free();
@@ -213,48 +238,9 @@ __device__ __forceinline__ void walk_backwards(RingShared& shared, int stages, i
   }
 }
 
-// How the chunks of a tile meet. put() by the threads c of a block's tile; load() of four channels by those
-// that merge, between meet() and leave(), which all threads pass; done() before the end. kBatch: chunks that
-// a thread of a merge has in flight.
-struct MeetInCluster {
-  static constexpr bool kCluster = true;
-  static constexpr int kBatch = 1;
-  RingShared& shared;
-  __device__ __forceinline__ void put(int c, float first, float second) const {
-    shared.exchange[0][c] = first;
-    shared.exchange[1][c] = second;
-  }
-  __device__ __forceinline__ void meet() const { cluster_sync(); }
-  __device__ __forceinline__ void load(int chunk, int c, float4& first, float4& second) const {
-    first = remote(chunk, &shared.exchange[0][c]);
-    second = remote(chunk, &shared.exchange[1][c]);
-  }
-  __device__ __forceinline__ void leave() const {
-    asm volatile("barrier.cluster.arrive.release;\n" ::: "memory");
-  }
-  __device__ __forceinline__ void done() const {
-    asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory");
-  }
-
- private:
-  __device__ __forceinline__ static float4 remote(int rank, const float* at) {
-    float4 v;
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %4, %5;\n"
-        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n"
-        "}\n"
-        : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-        : "r"(smem_address(at)), "r"(rank)
-        : "memory");
-    return v;
-  }
-};
-
-struct MeetInGrid {
-  static constexpr bool kCluster = false;
-  static constexpr int kBatch = 9;
+// How the chunks of a tile meet. put() by the threads of a block's tile; all threads pass meet(); then load()
+// of four channels by those that merge.
+struct RingMeeting {
   float* partial;  // [chunks,2,C]
   int channels, tile_channel, chunk;
   __device__ __forceinline__ void put(int c, float first, float second) const {
@@ -271,18 +257,15 @@ struct MeetInGrid {
     first = load_shared_by_grid(from);
     second = load_shared_by_grid(from + channels);
   }
-  __device__ __forceinline__ void leave() const {}
-  __device__ __forceinline__ void done() const {}
 };
 
-template <class Meet>
-__device__ __forceinline__ Meet make_meet(RingShared& shared, float* partial, const RingTile& ring,
-                                          const RingSlice& s) {
-  if constexpr (Meet::kCluster) {
-    return {shared};
-  } else {
-    return {partial, ring.rows.channels, s.tile_channel, s.chunk};
+// Which chunks a thread merges, row, row + rows, ..., and of which four channels.
+struct RingMerge {
+  int quad, row, rows;
+  __device__ __forceinline__ static RingMerge of(const RingTile& ring, int channels) {
+    const int t = static_cast<int>(threadIdx.x), quads = channels / 4;
+    return {t % quads, t / quads, min(kRingThreads / quads, ring.rows.chunks)};
   }
-}
+};
 
 }  // namespace kiln

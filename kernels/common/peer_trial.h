@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "kernels/common/check.h"
@@ -34,10 +35,12 @@ class TrialStream {
   cudaStream_t get() const { return stream_; }
   void wait() const { check_cuda(cudaStreamSynchronize(stream_), "peer trial"); }
   // Microseconds of one launch, inputs warm: one launch to warm up, one to estimate, then about a
-  // millisecond's worth, 20 at most. Throws Error where the launch fails.
-  double time_us(const Bound& bound) const {
+  // millisecond's worth, 20 at most; none of these where one takes more than `too_slow_us`. Throws Error
+  // where the launch fails.
+  double time_us(const Bound& bound, double too_slow_us = std::numeric_limits<double>::infinity()) const {
     bound.launch(stream_);
     const double once = time_many_us(bound, 1);
+    if (once > too_slow_us) return once;
     const int count = static_cast<int>(std::clamp(1000.0 / std::max(once, 1.0), 3.0, 20.0));
     return time_many_us(bound, count);
   }

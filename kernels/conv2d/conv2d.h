@@ -1,16 +1,19 @@
 // conv2d: 2-D convolution (cross-correlation, as PyTorch's conv2d), NHWC activations, KRSC filters.
 //
-//   fwd    y[n,p,q,k]  = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c]
+//   fwd    y[n,p,q,k]  = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c], with an epilogue
+//          y[n,p,q,k]  = act(scale[k] * sum + bias[k] + residual[n,p,q,k]), rounded once
 //   dgrad  dx[n,h,w,c] (+)= sum_{k,r,s : h = p*sh+r-ph, w = q*sw+s-pw} dy[n,p,q,k] * w[k,r,s,c]
 //   wgrad  dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, p*sh+r-ph, q*sw+s-pw, c],  dbias[k] = sum dy[n,p,q,k]
 //
-// Taps that fall on the padding count as zeros. Accumulation is fp32 at least.
+// Taps that fall on the padding count as zeros. Accumulation is fp32 at least. dgrad and wgrad refuse
+// problems with an epilogue (bias is none: wgrad has dbias).
 #pragma once
 
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kernels/common/act_kind.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/impl.h"
 #include "kernels/common/tensor_spec.h"
@@ -22,18 +25,23 @@ struct Conv2dProblem {
   int k = 1, r = 1, s = 1;         // output channels, filter height and width
   int stride_h = 1, stride_w = 1;
   int pad_h = 0, pad_w = 0;
-  int c_stride = 0;   // channels from one pixel of x (and dx) to the next; 0: c. Channels beyond c: ignored
-                      // in x, written as zero in dx
-  bool bias = false;  // fwd adds bias[k]; wgrad also writes dbias[k]
-  bool accumulate = false;  // "_acc": dgrad does dx += (c_stride must be c)
+  int c_stride = 0;    // channels from one pixel of x (and dx) to the next; 0: c. Channels beyond c: ignored
+                       // in x, written as zero in dx
+  bool bias = false;   // fwd adds bias[k]; wgrad also writes dbias[k]
+  bool scale = false;  // "_scale": fwd multiplies the sum by scale[k] (a batchnorm's, with its shift as bias)
+  bool residual = false;         // "_res": fwd adds a tensor of y's shape before the activation
+  ActKind act = ActKind::kNone;  // of fwd; formulas as in activation.h
+  bool accumulate = false;       // "_acc": dgrad does dx += (c_stride must be c)
   DType dtype = DType::kF32;
 
   int p() const { return (h + 2 * pad_h - r) / stride_h + 1; }  // the one output-size formula
   int q() const { return (w + 2 * pad_w - s) / stride_w + 1; }
   int x_channels() const { return c_stride ? c_stride : c; }
+  bool has_epilogue() const { return scale || residual || act != ActKind::kNone; }
   double macs() const { return 1.0 * n * p() * q() * k * r * s * c; }
 
-  // "n512_h32_w32_c64_k64_r3_st1_p1[_cs8][_bias][_acc]"; w defaults to h, st to 1, p to r/2 (given as "p0").
+  // "n512_h32_w32_c64_k64_r3_st1_p1[_cs8][_scale][_bias][_res][_relu|_relu6|_gelu|_silu][_acc]"; w defaults
+  // to h, st to 1, p to r/2 (given as "p0").
   std::string str() const;
   static Conv2dProblem parse(std::string_view text, DType dtype);  // validates
   void validate() const;                                           // throws Error naming the broken rule
@@ -44,10 +52,12 @@ struct Conv2dFwd {
   static constexpr const char* kPass = "fwd";
   using Problem = Conv2dProblem;
   struct Args {
-    const void* x;     // [N,H,W,c_stride] dtype
-    const void* w;     // [K,R,S,C] dtype
-    const void* bias;  // [K] fp32, null without bias
-    void* y;           // [N,P,Q,K] dtype
+    const void* x;         // [N,H,W,c_stride] dtype
+    const void* w;         // [K,R,S,C] dtype
+    const void* scale;     // [K] fp32, null without scale
+    const void* bias;      // [K] fp32, null without bias
+    const void* residual;  // [N,P,Q,K] dtype, null without residual
+    void* y;               // [N,P,Q,K] dtype
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 2 * p.macs(); }

@@ -7,6 +7,7 @@
 #include "kernels/conv2d/conv2d_cudnn.h"
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <exception>
 #include <limits>
@@ -51,6 +52,7 @@ Support supports(const Conv2dProblem& p, const Device& device) {
   if (p.x_channels() != p.c) return Support::no("the cuDNN peer takes no channel stride");
   if (p.bias && Traits<Pass>::kPass != CudnnConvPass::kDgrad)
     return Support::no("the cuDNN peer takes no bias");
+  if (p.has_epilogue()) return Support::no("the cuDNN peer takes no scale, res or activation");
   if (p.dtype != DType::kBF16) return Support::yes();
   if (Traits<Pass>::kPass == CudnnConvPass::kDgrad && p.accumulate) {
     return Support::no("the cuDNN peer rounds to bf16 before it adds dx");
@@ -79,18 +81,25 @@ Plan<typename Pass::Args> as_plan(std::shared_ptr<const CudnnConvPlan> plan) {
 }
 
 // All plans of the list, made by several threads, each with a handle of its own; null where cuDNN makes none.
+// Nothing is on the GPU meanwhile, and nothing is left to build when this returns.
 template <class Pass>
 std::vector<std::shared_ptr<const CudnnConvPlan>> make_all(const Conv2dProblem& p, size_t count) {
-  constexpr size_t kMostThreads = 12;
+  constexpr size_t kMostThreads = 32;  // each has a handle, which takes memory on the GPU
   std::vector<std::shared_ptr<const CudnnConvPlan>> plans(count);
-  const size_t workers = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kMostThreads);
+  const size_t workers =
+      std::min(std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kMostThreads), count);
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  std::atomic<size_t> next = 0;
   std::vector<std::thread> threads;
   std::vector<std::exception_ptr> failures(workers);
   for (size_t worker = 0; worker < workers; ++worker) {
     threads.emplace_back([&, worker] {
       try {
-        CudnnConv conv(Traits<Pass>::kPass, p, std::make_shared<CudnnHandle>());
-        for (size_t k = worker; k < std::min(count, conv.size()); k += workers) plans[k] = conv.make(k);
+        check_cuda(cudaSetDevice(device), "cudaSetDevice");
+        const BorrowedCudnnHandle handle;
+        CudnnConv conv(Traits<Pass>::kPass, p, handle.get());
+        for (size_t k = next++; k < std::min(count, conv.size()); k = next++) plans[k] = conv.make(k);
       } catch (...) {
         failures[worker] = std::current_exception();
       }
@@ -103,22 +112,26 @@ std::vector<std::shared_ptr<const CudnnConvPlan>> make_all(const Conv2dProblem& 
   return plans;
 }
 
-// Tries every plan once; visit(k, plan, microseconds) for those that run.
+constexpr double kSlow = 3;  // times the best: nobody asks for such a plan again
+
+// Tries every plan once, one after the other; visit(k, plan, microseconds) for those that run.
 template <class Pass, class Visit>
 void try_all(CudnnConv& conv, const Conv2dProblem& p, Visit visit) {
   const TrialStream stream;
   const TrialArgs<Pass> scratch(p, stream);
   const auto plans = make_all<Pass>(p, conv.size());
+  double best_us = std::numeric_limits<double>::infinity();
   for (size_t k = 0; k < plans.size(); ++k) {
     if (!plans[k]) continue;
     double us = 0;
     try {
       const DeviceBuffer workspace(plans[k]->workspace_bytes());
-      us = stream.time_us(as_plan<Pass>(plans[k]).bind(scratch.args(), workspace.data()));
+      us = stream.time_us(as_plan<Pass>(plans[k]).bind(scratch.args(), workspace.data()), kSlow * best_us);
     } catch (const Error&) {
       stream.wait();  // throws where the failure was more than a refusal
       continue;
     }
+    best_us = std::min(best_us, us);
     visit(k, plans[k], us);
   }
 }
@@ -157,7 +170,8 @@ size_t plan_index(const Conv2dProblem& p, std::string_view config, size_t plans)
 
 template <class Pass>
 Plan<typename Pass::Args> plan(const Conv2dProblem& p, const Device&, std::string_view config) {
-  CudnnConv conv(Traits<Pass>::kPass, p);
+  const BorrowedCudnnHandle handle;
+  CudnnConv conv(Traits<Pass>::kPass, p, handle.get());
   std::shared_ptr<const CudnnConvPlan> found;
   if (config.empty() || config == "default") {
     for (size_t k = 0; k < conv.size() && !found; ++k) found = conv.make(k);
@@ -182,7 +196,8 @@ void require_supported(const Conv2dProblem& p, const Device& device) {
 template <class Pass>
 std::vector<CudnnPlanInfo> list_plans(const Conv2dProblem& p, const Device& device) {
   require_supported<Pass>(p, device);
-  const CudnnConv conv(Traits<Pass>::kPass, p);
+  const BorrowedCudnnHandle handle;
+  const CudnnConv conv(Traits<Pass>::kPass, p, handle.get());
   std::vector<CudnnPlanInfo> plans;
   for (size_t k = 0; k < conv.size(); ++k) plans.push_back(conv.info(k));
   return plans;
@@ -190,9 +205,9 @@ std::vector<CudnnPlanInfo> list_plans(const Conv2dProblem& p, const Device& devi
 
 template <class Pass>
 std::vector<CudnnPlanInfo> rank_plans(const Conv2dProblem& p, const Device& device) {
-  constexpr double kSlow = 3;  // times the best
   require_supported<Pass>(p, device);
-  CudnnConv conv(Traits<Pass>::kPass, p);
+  const BorrowedCudnnHandle handle;
+  CudnnConv conv(Traits<Pass>::kPass, p, handle.get());
   std::vector<CudnnPlanInfo> plans;
   try_all<Pass>(conv, p, [&](size_t k, const std::shared_ptr<const CudnnConvPlan>& made, double us) {
     plans.push_back(conv.info(k));

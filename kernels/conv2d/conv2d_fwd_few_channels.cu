@@ -1,4 +1,5 @@
-// conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c], few channels c.
+// conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c], few channels c,
+// and with the epilogue of conv2d_epilogue.cuh.
 //
 // The time is y's: x and w are small, and y is written once, straight from the accumulators. Rows of the
 // product are pixels, columns output channels, the sum runs over r and then (s,c), the S*C terms of a filter
@@ -8,6 +9,7 @@
 // is persistent and keeps the filter of 32 or 64 channels in registers; a warp owns 16 pixels at a time.
 // Shared memory: pixel table, two copies of padded x, x as it came, bias; about 24 KiB at 32 x 32 x 3. Needs
 // bf16, c <= 8, k % 8 == 0, at most 160 terms. Deterministic. Mirrors cpu_reference/conv2d_naive.cpp.
+#include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_few_channels.cuh"
 
 namespace kiln {
@@ -106,13 +108,33 @@ __device__ __forceinline__ void store_channels(const FwdSums<Config>& sums, int 
   out.store(y);
 }
 
+// The same behind an epilogue; `at`: their first element in y, `k` their first channel.
 template <class Config>
-__global__ __launch_bounds__(kFewThreads, Config::kBlocks) void conv2d_fwd_few_channels_kernel(
+__device__ __forceinline__ void store_fused_channels(const FwdSums<Config>& sums, int group, int half,
+                                                     const Conv2dEpilogue& e, int k, int at, bf16* y) {
+  Vec<bf16, 8> joined{}, out;
+  if (e.residual) joined = Vec<bf16, 8>::load(static_cast<const bf16*>(e.residual) + at);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float* v = &sums.v[group * 4 + i][half * 2];
+    const float2 scale = e.scale_pair(k + 2 * i), bias = e.bias_pair(k + 2 * i);
+    out.set(2 * i, e.finish(v[0], scale.x, bias.x, joined[2 * i]));
+    out.set(2 * i + 1, e.finish(v[1], scale.y, bias.y, joined[2 * i + 1]));
+  }
+  out.store(y + at);
+}
+
+// Blocks of a multiprocessor that registers are kept for: an epilogue beside this much filter leaves one.
+template <class Config, bool kFused>
+constexpr int kFwdBlocks = kFused&& Config::kSteps == 3 && Config::kGroups == 2 ? 1 : Config::kBlocks;
+
+template <class Config, bool kFused>
+__global__ __launch_bounds__(kFewThreads, (kFwdBlocks<Config, kFused>)) void conv2d_fwd_few_channels_kernel(
     const bf16* __restrict__ x,      // [N,H,W,c_stride]
     const bf16* __restrict__ w,      // [K,R,S,C]
-    const float* __restrict__ bias,  // [K] or null
+    const float* __restrict__ bias,  // [K] or null; of the plain kernel alone
     bf16* __restrict__ y,            // [N,P,Q,K]
-    const __grid_constant__ FewShape g) {
+    const __grid_constant__ Conv2dEpilogue epilogue, const __grid_constant__ FewShape g) {
   extern __shared__ __align__(128) unsigned char smem[];
   auto* bias_tile = reinterpret_cast<float*>(smem);  // [kChannels]
   auto* table = reinterpret_cast<int*>(bias_tile + Config::kChannels);
@@ -150,7 +172,14 @@ __global__ __launch_bounds__(kFewThreads, Config::kBlocks) void conv2d_fwd_few_c
       multiply<Config>(sums, b, pairs, padded + table[row], padded + table[row + 8]);
 #pragma unroll
       for (int group = 0; group < Config::kGroups; ++group) {
-        if (first_k + group * 32 + lane % 4 * 8 >= g.k) continue;
+        const int k = first_k + group * 32 + lane % 4 * 8;
+        if (k >= g.k) continue;
+        if constexpr (kFused) {
+          const int at = (tile.first_pixel + row) * g.k + k;
+          if (row < tile.pixels) store_fused_channels(sums, group, 0, epilogue, k, at, y);
+          if (row + 8 < tile.pixels) store_fused_channels(sums, group, 1, epilogue, k, at + 8 * g.k, y);
+          continue;
+        }
         if (row < tile.pixels) store_channels(sums, group, 0, out + row * g.k + group * 32);
         if (row + 8 < tile.pixels) store_channels(sums, group, 1, out + (row + 8) * g.k + group * 32);
       }
@@ -162,6 +191,7 @@ int smem_bytes(const FewShape& g) { return few_smem_bytes(g, 2) + 64 * static_ca
 
 Support supports(const Conv2dProblem& p, const Device& device) {
   if (const Support s = few_supports(p, device); !s) return s;
+  if (const Support s = conv2d_epilogue_supports(p); !s) return s;
   return Support::require(smem_bytes(few_shape(p, 1)) <= static_cast<int>(device.smem_per_block),
                           kFewTooWide);
 }
@@ -178,7 +208,8 @@ template <class Config>
 Plan<Conv2dFwd::Args> plan_for(const Conv2dProblem& p, const Device& device, int rows) {
   const FewShape g = few_shape(p, rows ? rows : best_rows<Config>(p, device));
   const int bytes = smem_bytes(g), slices = ceil_div(p.k, Config::kChannels);
-  const auto kernel = conv2d_fwd_few_channels_kernel<Config>;
+  const auto kernel = p.has_epilogue() ? conv2d_fwd_few_channels_kernel<Config, true>
+                                       : conv2d_fwd_few_channels_kernel<Config, false>;
   // The most there is: the limit is the kernel's, and other plans of it may need more than this one.
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(device.smem_per_block)),
@@ -186,9 +217,10 @@ Plan<Conv2dFwd::Args> plan_for(const Conv2dProblem& p, const Device& device, int
   const int places = std::max(1, device.multiprocessors * Config::kBlocks / slices);
   const dim3 grid(std::min(g.tiles, places), slices);
   return make_plan<Conv2dFwd::Args>(0, [=](const Conv2dFwd::Args& a, void*, Stream stream) {
+    const Conv2dEpilogue epilogue = conv2d_epilogue(p, a);
     kernel<<<grid, kFewThreads, bytes, cuda_stream(stream)>>>(
-        static_cast<const bf16*>(a.x), static_cast<const bf16*>(a.w), static_cast<const float*>(a.bias),
-        static_cast<bf16*>(a.y), g);
+        static_cast<const bf16*>(a.x), static_cast<const bf16*>(a.w),
+        p.has_epilogue() ? nullptr : static_cast<const float*>(a.bias), static_cast<bf16*>(a.y), epilogue, g);
     check_launch("conv2d_fwd_few_channels_kernel");
   });
 }

@@ -1,29 +1,30 @@
-// conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c], on tensor cores.
+// conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c], on tensor cores,
+// and with the epilogue of conv2d_epilogue.cuh.
 //
 // Implicit GEMM: rows are output pixels, columns output channels, the sum runs over taps and channels. No
 // im2col tensor is written: each 16-byte piece of the A tile is fetched by cp.async from where its tap lies
-// in x, or filled with zeros where that is padding. mma.sync m16n8k16, bf16 in, fp32 accumulators; four
-// stages of shared memory keep three copies in flight behind the arithmetic. The output goes through shared
-// memory so that stores are 16 bytes. A block: 128 pixels x 128 channels, 256 x 64 or 256 x 32, eight warps,
-// at most 80 KiB of shared memory. Needs bf16 and channels in multiples of 8. Deterministic. Mirrors
-// cpu_reference/conv2d_naive.cpp.
+// in x, or filled with zeros where that is padding. mma.sync m16n8k16 on bf16 or m16n8k8 on fp32 rounded to
+// tf32, fp32 accumulators; four stages of shared memory keep three copies in flight behind the arithmetic.
+// The output goes through shared memory so that stores are 16 bytes. A block: 128 pixels x 128 channels, 256
+// x 64 or 256 x 32, eight warps, at most 80 KiB of shared memory. Needs channels in multiples of 16 bytes.
+// Deterministic. Mirrors cpu_reference/conv2d_naive.cpp.
 #include "kernels/common/check.h"
 #include "kernels/common/grid.h"
-#include "kernels/conv2d/conv2d.h"
 #include "kernels/conv2d/conv2d_mma_sync.cuh"
 
 namespace kiln {
 namespace {
 
-using Wide = MmaConfig<128, 128, 2, 4>;
-using Narrow = MmaConfig<256, 64, 4, 2>;
-using Slim = MmaConfig<256, 32, 8, 1>;
+template <class T>
+using Wide = MmaConfig<T, 128, 128, 2, 4>;
+template <class T>
+using Narrow = MmaConfig<T, 256, 64, 4, 2>;
+template <class T>
+using Slim = MmaConfig<T, 256, 32, 8, 1>;
 
 Support supports(const Conv2dProblem& p, const Device&) {
-  if (p.dtype != DType::kBF16) return Support::no("dtype must be bf16");
-  if (p.c % 8 || p.x_channels() % 8)
-    return Support::no("input channels and their stride must be multiples of 8");
-  return Support::require(p.k % 8 == 0, "output channels must be a multiple of 8");
+  const Support taken = mma_sync_takes(p);
+  return taken ? conv2d_epilogue_supports(p) : taken;
 }
 
 template <class Config>
@@ -43,15 +44,19 @@ Plan<Conv2dFwd::Args> plan_for(const Conv2dProblem& p) {
                          .pad_h = p.pad_h,
                          .pad_w = p.pad_w,
                          .accumulate = false};
-  const auto kernel = conv2d_gather_mma_sync_kernel<Config, false>;
+  using T = typename Config::T;
+  const auto kernel = p.has_epilogue() ? conv2d_gather_mma_sync_kernel<Config, false, true>
+                                       : conv2d_gather_mma_sync_kernel<Config, false, false>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
              "conv2d_fwd_mma_sync: shared memory");
   const unsigned blocks =
       static_cast<unsigned>(1LL * ceil_div(g.rows, Config::kBM) * ceil_div(g.columns, Config::kBN));
-  return make_plan<Conv2dFwd::Args>(0, [g, kernel, blocks](const Conv2dFwd::Args& a, void*, Stream stream) {
+  return make_plan<Conv2dFwd::Args>(0, [=](const Conv2dFwd::Args& a, void*, Stream stream) {
+    GatherShape shape = g;
+    shape.epilogue = conv2d_epilogue(p, a);
     kernel<<<blocks, Config::kThreads, Config::kSmemBytes, cuda_stream(stream)>>>(
-        static_cast<const bf16*>(a.x), static_cast<const bf16*>(a.w), static_cast<const float*>(a.bias),
-        static_cast<bf16*>(a.y), g);
+        static_cast<const T*>(a.x), static_cast<const T*>(a.w), static_cast<const float*>(a.bias),
+        static_cast<T*>(a.y), shape);
     check_launch("conv2d_gather_mma_sync_kernel (fwd)");
   });
 }
@@ -63,7 +68,9 @@ extern const Impl<Conv2dFwd> conv2d_fwd_mma_sync = {
     .supports = supports,
     .plan = [](const Conv2dProblem& p, const Device&, std::string_view config) {
       require_no_config(config);
-      return p.k <= 32 ? plan_for<Slim>(p) : p.k <= 64 ? plan_for<Narrow>(p) : plan_for<Wide>(p);
+      return mma_sync_with_type(p.dtype, [&]<class T>(T) {
+        return p.k <= 32 ? plan_for<Slim<T>>(p) : p.k <= 64 ? plan_for<Narrow<T>>(p) : plan_for<Wide<T>>(p);
+      });
     }};
 
 }  // namespace kiln

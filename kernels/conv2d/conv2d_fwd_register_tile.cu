@@ -1,4 +1,5 @@
-// conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c].
+// conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c], and with the
+// epilogue of conv2d_epilogue.cuh.
 //
 // Implicit GEMM in fp32 with m = (n,p,q), n = k, d = (r,s,c); conv2d_register_tile.cuh tells what a block, a
 // warp and a thread own. x and w are both contiguous along d: both slices are deep, and a thread's 16-byte
@@ -7,6 +8,7 @@
 // cpu_reference/conv2d_naive.cpp.
 #include "kernels/common/check.h"
 #include "kernels/common/grid.h"
+#include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_register_patch.cuh"
 #include "kernels/conv2d/conv2d_register_plan.h"
 #include "kernels/conv2d/conv2d_shape.cuh"
@@ -36,34 +38,41 @@ struct FilterCopier {
   }
 };
 
-template <class Tile>
+template <class Tile, bool kFused>
 __device__ void store_tile(const float (&acc)[Tile::kTm][Tile::kTn], unsigned first_m, unsigned pixels,
-                           int first_k, int K, const float* bias,  // [K] or null
-                           float* y) {                             // [pixels,K]
+                           int first_k, int K, const float* bias,  // [K] or null, not of the fused
+                           const Conv2dEpilogue& e,
+                           float* y) {  // [pixels,K]
   const RegisterPlace<Tile, true> place;
 #pragma unroll
   for (int g = 0; g < Tile::kTn; g += 4) {
     const int k = first_k + place.n(g);
     float b[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) b[j] = bias && k + j < K ? bias[k + j] : 0.0f;
+    for (int j = 0; j < 4; ++j) b[j] = !kFused && bias && k + j < K ? bias[k + j] : 0.0f;
 #pragma unroll
     for (int i = 0; i < Tile::kTm; ++i) {
       const unsigned m = first_m + place.m(i);
-      const float v[4] = {acc[i][g] + b[0], acc[i][g + 1] + b[1], acc[i][g + 2] + b[2], acc[i][g + 3] + b[3]};
-      if (m < pixels) store4(y + static_cast<size_t>(m) * K + k, v, K - k, K % 4 == 0, false);
+      float v[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) v[j] = kFused ? acc[i][g + j] : acc[i][g + j] + b[j];
+      if (m >= pixels) continue;
+      const size_t at = static_cast<size_t>(m) * K + k;
+      if constexpr (kFused) finish_four<float>(v, e, at, k, K);
+      store4(y + at, v, K - k, K % 4 == 0, false);
     }
   }
 }
 
-template <class Tile>
+template <class Tile, bool kFused>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_fwd_register_tile_kernel(
     const float* __restrict__ x,     // [N,H,W,c_stride]
     const float* __restrict__ w,     // [K,R,S,C]
-    const float* __restrict__ bias,  // [K] or null
     float* __restrict__ y,           // [N,P,Q,K]
-    const __grid_constant__ Conv2dShape p, const __grid_constant__ PatchShape patch,
-    const __grid_constant__ FastDivisor by_c, const __grid_constant__ FastDivisor by_s) {
+    const float* __restrict__ bias,  // [K] or null; of the plain kernel alone
+    const __grid_constant__ Conv2dEpilogue epilogue, const __grid_constant__ Conv2dShape p,
+    const __grid_constant__ PatchShape patch, const __grid_constant__ FastDivisor by_c,
+    const __grid_constant__ FastDivisor by_s) {
   __shared__ RegisterSlices<Tile> smem;
   __shared__ PatchRow rows[Tile::kM];
   const int tiles_n = (p.k + Tile::kN - 1) / Tile::kN;  // neighbouring blocks share their patches in L2
@@ -82,7 +91,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_fwd_regi
   const FilterCopier<Tile> b(w, first_k, p.k, patch.depth);
   float acc[Tile::kTm][Tile::kTn] = {};
   register_multiply<Tile, true, true>(a, b, (patch.depth + Tile::kDepth - 1) / Tile::kDepth, smem, acc);
-  store_tile<Tile>(acc, first_m, pixels, first_k, p.k, bias, y);
+  store_tile<Tile, kFused>(acc, first_m, pixels, first_k, p.k, bias, epilogue, y);
 }
 
 template <class Tile>
@@ -90,9 +99,11 @@ Plan<Conv2dFwd::Args> plan_tile(const Conv2dProblem& p, const Device&) {
   return make_plan<Conv2dFwd::Args>(0, [p](const Conv2dFwd::Args& a, void*, Stream stream) {
     const PatchShape patch{p.h, p.w, p.c, p.x_channels(), p.s, p.r * p.s * p.c};
     const unsigned blocks = ceil_div(1LL * p.n * p.p() * p.q(), Tile::kM) * ceil_div(p.k, Tile::kN);
-    conv2d_fwd_register_tile_kernel<Tile><<<blocks, Tile::kThreads, 0, cuda_stream(stream)>>>(
-        static_cast<const float*>(a.x), static_cast<const float*>(a.w),
-        p.bias ? static_cast<const float*>(a.bias) : nullptr, static_cast<float*>(a.y), Conv2dShape(p), patch,
+    const auto kernel = p.has_epilogue() ? conv2d_fwd_register_tile_kernel<Tile, true>
+                                         : conv2d_fwd_register_tile_kernel<Tile, false>;
+    kernel<<<blocks, Tile::kThreads, 0, cuda_stream(stream)>>>(
+        static_cast<const float*>(a.x), static_cast<const float*>(a.w), static_cast<float*>(a.y),
+        p.bias ? static_cast<const float*>(a.bias) : nullptr, conv2d_epilogue(p, a), Conv2dShape(p), patch,
         FastDivisor(p.c), FastDivisor(p.s));
     check_launch("conv2d_fwd_register_tile_kernel");
   });
@@ -116,7 +127,8 @@ extern const Impl<Conv2dFwd> conv2d_fwd_register_tile = {
     .supports =
         [](const Conv2dProblem& p, const Device&) {
           if (p.x_channels() % 4 != 0) return Support::no("cs must be a multiple of 4");
-          return register_tile_supports(p);
+          const Support tile = register_tile_supports(p);
+          return tile ? conv2d_epilogue_supports(p) : tile;
         },
     .plan =
         [](const Conv2dProblem& p, const Device& device, std::string_view config) {

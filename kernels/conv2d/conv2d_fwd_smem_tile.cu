@@ -1,4 +1,5 @@
-// conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c].
+// conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c], and with the
+// epilogue of conv2d_epilogue.cuh.
 //
 // Implicit GEMM with m = (n,p,q), n = k, d = (r,s,c) on FP32 FMA units; conv2d_smem_tile.cuh tells what a
 // block, a warp and a thread own. Neither the patches nor the filter are copied in global memory: a thread
@@ -7,6 +8,7 @@
 // deterministic. Mirrors cpu_reference/conv2d_naive.cpp.
 #include "kernels/common/check.h"
 #include "kernels/common/grid.h"
+#include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_patch_loader.cuh"
 #include "kernels/conv2d/conv2d_shape.cuh"
 
@@ -44,34 +46,45 @@ struct FilterLoader {
   }
 };
 
-template <class T, class Tile>
+template <class T, class Tile, bool kFused>
 __device__ void store_tile(const float (&acc)[Tile::kTm][Tile::kTn], unsigned first_m, unsigned pixels,
-                           int first_k, int K, const float* bias,  // [K] or null
-                           T* y) {                                 // [pixels,K]
+                           int first_k, int K, const float* bias,  // [K] or null, not of the fused
+                           const Conv2dEpilogue& e,
+                           T* y) {  // [pixels,K]
   const LanePlace<Tile> place;
 #pragma unroll
   for (int g = 0; g < Tile::kTn; g += 4) {
     const int k = first_k + place.n(g);
     float b[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) b[j] = bias && k + j < K ? bias[k + j] : 0.0f;
+    for (int j = 0; j < 4; ++j) b[j] = !kFused && bias && k + j < K ? bias[k + j] : 0.0f;
 #pragma unroll
     for (int i = 0; i < Tile::kTm; ++i) {
       const unsigned m = first_m + place.m(i);
-      const float v[4] = {acc[i][g] + b[0], acc[i][g + 1] + b[1], acc[i][g + 2] + b[2], acc[i][g + 3] + b[3]};
-      if (m < pixels) store4(y + static_cast<size_t>(m) * K + k, v, K - k, K % 4 == 0, false);
+      float v[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) v[j] = kFused ? acc[i][g + j] : acc[i][g + j] + b[j];
+      if (m >= pixels) continue;
+      const size_t at = static_cast<size_t>(m) * K + k;
+      if constexpr (kFused) finish_four<T>(v, e, at, k, K);
+      store4(y + at, v, K - k, K % 4 == 0, false);
     }
   }
 }
 
-template <class T, class Tile, int V>
-__global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_fwd_smem_tile_kernel(
+// Single elements and an epilogue need more registers than four blocks leave.
+template <class Tile, int V, bool kFused>
+constexpr int kResident = Tile::kBlocks - (kFused && V == 1 ? 1 : 0);
+
+template <class T, class Tile, int V, bool kFused>
+__global__ __launch_bounds__(Tile::kThreads, (kResident<Tile, V, kFused>)) void conv2d_fwd_smem_tile_kernel(
     const T* __restrict__ x,         // [N,H,W,c_stride]
     const T* __restrict__ w,         // [K,R,S,C]
-    const float* __restrict__ bias,  // [K] or null
     T* __restrict__ y,               // [N,P,Q,K]
-    const __grid_constant__ Conv2dShape p, const __grid_constant__ PatchShape patch,
-    const __grid_constant__ FastDivisor by_c, const __grid_constant__ FastDivisor by_s) {
+    const float* __restrict__ bias,  // [K] or null; of the plain kernel alone
+    const __grid_constant__ Conv2dEpilogue epilogue, const __grid_constant__ Conv2dShape p,
+    const __grid_constant__ PatchShape patch, const __grid_constant__ FastDivisor by_c,
+    const __grid_constant__ FastDivisor by_s) {
   __shared__ SmemSlices<Tile> smem;
   const int tiles_n = (p.k + Tile::kN - 1) / Tile::kN;  // neighbouring blocks share their patches in L2
   const unsigned first_m = blockIdx.x / tiles_n * Tile::kM, pixels = p.n * p.p * p.q;
@@ -91,7 +104,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_fwd_smem
   FilterLoader<T, Tile, V> b(w, first_k, p.k, patch.depth);
   float acc[Tile::kTm][Tile::kTn] = {};
   multiply<Tile, V, V>(a, b, (patch.depth + Tile::kDepth - 1) / Tile::kDepth, smem, acc);
-  store_tile<T, Tile>(acc, first_m, pixels, first_k, p.k, bias, y);
+  store_tile<T, Tile, kFused>(acc, first_m, pixels, first_k, p.k, bias, epilogue, y);
 }
 
 template <class T, class Tile, int V>
@@ -99,9 +112,11 @@ Plan<Conv2dFwd::Args> plan_tile(const Conv2dProblem& p) {
   return make_plan<Conv2dFwd::Args>(0, [p](const Conv2dFwd::Args& a, void*, Stream stream) {
     const PatchShape patch{p.h, p.w, p.c, p.x_channels(), p.s, p.r * p.s * p.c};
     const unsigned blocks = ceil_div(1LL * p.n * p.p() * p.q(), Tile::kM) * ceil_div(p.k, Tile::kN);
-    conv2d_fwd_smem_tile_kernel<T, Tile, V><<<blocks, Tile::kThreads, 0, cuda_stream(stream)>>>(
-        static_cast<const T*>(a.x), static_cast<const T*>(a.w),
-        p.bias ? static_cast<const float*>(a.bias) : nullptr, static_cast<T*>(a.y), Conv2dShape(p), patch,
+    const auto kernel = p.has_epilogue() ? conv2d_fwd_smem_tile_kernel<T, Tile, V, true>
+                                         : conv2d_fwd_smem_tile_kernel<T, Tile, V, false>;
+    kernel<<<blocks, Tile::kThreads, 0, cuda_stream(stream)>>>(
+        static_cast<const T*>(a.x), static_cast<const T*>(a.w), static_cast<T*>(a.y),
+        p.bias ? static_cast<const float*>(a.bias) : nullptr, conv2d_epilogue(p, a), Conv2dShape(p), patch,
         FastDivisor(p.c), FastDivisor(p.s));
     check_launch("conv2d_fwd_smem_tile_kernel");
   });
@@ -122,10 +137,15 @@ Plan<Conv2dFwd::Args> plan(const Conv2dProblem& p, const Device& device) {
 
 extern const Impl<Conv2dFwd> conv2d_fwd_smem_tile = {
     .name = "smem_tile",
-    .supports = conv2d_supports_fp32_bf16,
-    .plan = [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-      require_no_config(config);
-      return p.dtype == DType::kBF16 ? plan<bf16>(p, device) : plan<float>(p, device);
-    }};
+    .supports =
+        [](const Conv2dProblem& p, const Device& device) {
+          const Support types = conv2d_supports_fp32_bf16(p, device);
+          return types ? conv2d_epilogue_supports(p) : types;
+        },
+    .plan =
+        [](const Conv2dProblem& p, const Device& device, std::string_view config) {
+          require_no_config(config);
+          return p.dtype == DType::kBF16 ? plan<bf16>(p, device) : plan<float>(p, device);
+        }};
 
 }  // namespace kiln

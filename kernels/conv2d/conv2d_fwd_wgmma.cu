@@ -1,5 +1,5 @@
 // conv2d fwd: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p*sh+r-ph, q*sw+s-pw, c] * w[k,r,s,c], on Hopper's
-// tensor cores.
+// tensor cores, and with the epilogue of conv2d_epilogue.cuh.
 //
 // Implicit GEMM as in conv2d_fwd_mma_sync.cu, but no thread computes an address: the copy engine gathers the
 // A tile (im2col mode; coordinates of the first pixel, displaced by the tap) and cuts the B tile from w as it
@@ -13,7 +13,7 @@ namespace kiln {
 
 extern const Impl<Conv2dFwd> conv2d_fwd_wgmma = {
     .name = "wgmma",
-    .supports = wgmma_gather_supports,
+    .supports = wgmma_fused_gather_supports,
     .plan =
         [](const Conv2dProblem& p, const Device& device, std::string_view config) {
           return wgmma_plan(wgmma_candidates<false>(), wgmma_fwd_gather(p, device), config,

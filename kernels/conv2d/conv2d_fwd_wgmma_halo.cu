@@ -1,5 +1,5 @@
 // conv2d fwd, stride 1: y[n,p,q,k] = bias[k] + sum_{r,s,c} x[n, p+r-ph, q+s-pw, c] * w[k,r,s,c], on Hopper's
-// tensor cores.
+// tensor cores, and with the epilogue of conv2d_epilogue.cuh.
 //
 // As conv2d_fwd_wgmma.cu, but the filter's taps share copies of the source in shared memory, for layers that
 // would otherwise wait for L2 or the copy engine. Configs "wgmma_halo:256x128x64_s3" (rows x columns x
@@ -15,7 +15,7 @@ namespace kiln {
 namespace {
 
 Support supports(const Conv2dProblem& p, const Device& device) {
-  const Support gather = wgmma_gather_supports(p, device);
+  const Support gather = wgmma_fused_gather_supports(p, device);
   return gather ? halo_supports(wgmma_fwd_gather(p, device)) : gather;
 }
 

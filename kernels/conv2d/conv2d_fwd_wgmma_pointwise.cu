@@ -1,5 +1,5 @@
 // conv2d fwd with a 1x1 filter and stride 1: y[n,p,q,k] = bias[k] + sum_c x[n,p,q,c] * w[k,c], on Hopper's
-// tensor cores at the rate of memory.
+// tensor cores at the rate of memory, and with the epilogue of conv2d_epilogue.cuh.
 //
 // A plain product of pixels x channels and the filter: see conv2d_pointwise.cuh for tiles, warpgroups and
 // the ring. The filter's tile is a box of w as it lies, [K][C], K-major. One block a multiprocessor, up to
@@ -13,7 +13,7 @@ namespace kiln {
 namespace {
 
 Support supports(const Conv2dProblem& p, const Device& device) {
-  const Support gather = wgmma_gather_supports(p, device);
+  const Support gather = wgmma_fused_gather_supports(p, device);
   return gather ? pointwise_supports(p) : gather;
 }
 

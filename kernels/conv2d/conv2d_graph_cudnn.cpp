@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <utility>
 
+#include "kernels/common/check.h"
 #include "kernels/common/error.h"
 
 namespace kiln {
@@ -161,6 +164,29 @@ std::optional<CudnnExecution> make_widen(const CudnnGraph& graph) {
   return std::nullopt;
 }
 
+// The same, made once for filters of so many elements and kept until the process ends, since cuDNN compiles
+// it, which is slow; `graph` is the caller's, of his handle.
+std::optional<CudnnExecution> shared_widen(const CudnnGraph& graph, size_t filter_elements) {
+  struct Made {
+    std::mutex mutex;
+    std::optional<CudnnExecution> execution;
+    bool tried = false;
+  };
+  static std::mutex mutex;
+  static auto* const all = new std::map<std::pair<int, size_t>, Made>;  // by device and elements
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  Made* made = nullptr;
+  {
+    const std::lock_guard lock(mutex);
+    made = &(*all)[{device, filter_elements}];
+  }
+  const std::lock_guard lock(made->mutex);
+  if (!made->tried) made->execution = make_widen(graph);
+  made->tried = true;
+  return made->execution;
+}
+
 }  // namespace
 
 CudnnConvPlan::CudnnConvPlan(CudnnExecution convolution, std::optional<CudnnExecution> widen,
@@ -241,9 +267,9 @@ std::shared_ptr<const CudnnConvPlan> CudnnConv::make(size_t k) {
       try_execution(entry.through_bf16 ? *bf16_graph_ : *graph_, entry.engine);
   if (!convolution || convolution->workspace_bytes() > kMaxWorkspace) return nullptr;
   if (!entry.through_bf16) return std::make_shared<CudnnConvPlan>(std::move(*convolution), std::nullopt, 0);
-  if (!widen_) widen_ = make_widen(*widen_graph_);
-  if (!widen_) return nullptr;
-  return std::make_shared<CudnnConvPlan>(std::move(*convolution), widen_, 2 * filter_elements_);
+  std::optional<CudnnExecution> widen = shared_widen(*widen_graph_, filter_elements_);
+  if (!widen) return nullptr;
+  return std::make_shared<CudnnConvPlan>(std::move(*convolution), std::move(widen), 2 * filter_elements_);
 }
 
 }  // namespace kiln

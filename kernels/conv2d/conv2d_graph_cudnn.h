@@ -39,8 +39,8 @@ class CudnnConvPlan {
 // A pass of a problem with its list of plans (conv2d_cudnn.h says which and in which order).
 class CudnnConv {
  public:
-  CudnnConv(CudnnConvPass pass, const Conv2dProblem& problem,
-            std::shared_ptr<CudnnHandle> handle = CudnnHandle::shared());
+  // handle: plans are built with it, and run with it.
+  CudnnConv(CudnnConvPass pass, const Conv2dProblem& problem, std::shared_ptr<CudnnHandle> handle);
   size_t size() const { return entries_.size(); }
   // config, engine, notes and exact of the k-th plan; the rest is not known before it is made.
   CudnnPlanInfo info(size_t k) const;
@@ -62,7 +62,6 @@ class CudnnConv {
   size_t filter_elements_;  // K*R*S*C
   std::shared_ptr<CudnnHandle> handle_;
   std::optional<CudnnGraph> graph_, bf16_graph_, widen_graph_;
-  std::optional<CudnnExecution> widen_;  // made when first needed: cuDNN compiles it, which is slow
   std::vector<Entry> entries_;
 };
 

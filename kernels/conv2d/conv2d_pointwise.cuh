@@ -9,9 +9,10 @@
 // beside src; or the slices are shared by two blocks of a cluster, which exchange half of their sums through
 // distributed shared memory. Two consumer warpgroups multiply 64 rows each with wgmma and write bf16 into
 // their own two staging tiles, which the copy engine stores while the next tile is multiplied; for += the
-// engine first brings the old values into them. A warpgroup never waits for the other one. Where the tile has
-// all columns its rows are one stretch of memory, stored as lines of 128 bytes. Deterministic: one thread
-// sums an output (with a cluster two, whose halves are added once), in a fixed order.
+// engine first brings the old values into them, the fused kernel's (conv2d_epilogue.cuh) residual alike. A
+// warpgroup never waits for the other one. Where the tile has all columns its rows are one stretch of memory,
+// stored as lines of 128 bytes. Deterministic: one thread sums an output (with a cluster two, whose halves
+// are added once), in a fixed order.
 #pragma once
 
 #include "kernels/common/mma.cuh"
@@ -130,19 +131,23 @@ __device__ __forceinline__ void group_sync(int group) {
 }
 
 // A consumer warpgroup: multiplies its rows of each tile and hands them to the copy engine.
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const PointwiseSmem<Config>& smem,
-                                                  const float* bias, const PointwiseShape& g) {
+                                                  const float* bias, const StagedEpilogue<kFused>& fused,
+                                                  const PointwiseShape& g) {
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be uniform: descriptors need it
   const int group = warp / 4, lane = threadIdx.x % 32;
   const bool leader = threadIdx.x % 128 == 0;  // starts this warpgroup's stores, and the loads of old values
   const PointwiseWalk walk(g);
   const int first_column = walk.column_tile * Config::kBN;
-  const bool stores = g.splits == 1 || group == walk.rank, adds = kDgrad && g.accumulate && stores;
+  const bool stores = g.splits == 1 || group == walk.rank;
+  bool adds = kDgrad && g.accumulate && stores;
+  const CUtensorMap* old = out;
+  if constexpr (kFused) adds = fused.of.residual && stores, old = &fused.residual;
   const auto first_row = [&](int row_tile) { return row_tile * Config::kBM + group * Config::kGroupRows; };
   if (leader) tma_prefetch_map(out);
   if (adds && leader) {
-    load_old<Config>(out, smem.staging(group, 0), smem.old(group, 0), first_row(walk.row_tile), first_column,
+    load_old<Config>(old, smem.staging(group, 0), smem.old(group, 0), first_row(walk.row_tile), first_column,
                      g);
   }
   float acc[Config::kBN / 2] = {};
@@ -174,7 +179,7 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
     } else {
       group_sync(group);  // the leader has seen this buffer's last store read it
     }
-    stage_rows<Config, kDgrad>(acc, staging, first_column, bias, g);
+    stage_rows<Config, kDgrad, kFused>(acc, staging, first_column, bias, fused, adds, g);
     tma_store_fence();
     group_sync(group);  // the tile is written
     if (leader) {
@@ -184,7 +189,7 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
       tma_store_wait_read<1>();  // the other buffer is free
       const int next = row_tile + walk.step;
       if (adds && next < g.row_tiles) {
-        load_old<Config>(out, smem.staging(group, buffer ^ 1), smem.old(group, buffer ^ 1), first_row(next),
+        load_old<Config>(old, smem.staging(group, buffer ^ 1), smem.old(group, buffer ^ 1), first_row(next),
                          first_column, g);
       }
     }
@@ -192,13 +197,13 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
   if (leader) tma_store_wait_read<0>();  // shared memory must outlive the stores that read it
 }
 
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_pointwise_kernel(
     const __grid_constant__ CUtensorMap src,     // fwd: x [N*H*W,c_stride]; dgrad: dy [N*H*W,K]
     const __grid_constant__ CUtensorMap filter,  // w [K,C]
     const __grid_constant__ CUtensorMap out,  // fwd: y [N*H*W,K]; dgrad: dx [N*H*W,C]; linear: in lines of 64
     const float* __restrict__ bias,           // [K] or null (fwd)
-    const __grid_constant__ PointwiseShape g) {
+    const __grid_constant__ StagedEpilogue<kFused> fused, const __grid_constant__ PointwiseShape g) {
   extern __shared__ unsigned char raw[];
   const uint32_t start = smem_address(raw);
   const PointwiseSmem<Config> smem = {
@@ -220,7 +225,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_pointwise_kernel(
       cluster_sync();
     }
   } else {
-    pointwise_consume<Config, kDgrad>(&out, smem, bias, g);
+    pointwise_consume<Config, kDgrad, kFused>(&out, smem, bias, fused, g);
   }
 }
 

@@ -82,8 +82,9 @@ PointwiseLayout pointwise_layout(const WgmmaGather& gather) {
 }
 
 // Clocks that a launch is thought to take; only ratios matter. The constants are the H100's: a
-// multiprocessor's share of device memory, of L2, products of 4096 FLOP a clock.
-template <class Config, PointwiseFilter kFilter>
+// multiprocessor's share of device memory, of L2, products of 4096 FLOP a clock; a tile's stores run under
+// the next tile's copies, but for the last, and dgrad's take longer to start.
+template <class Config, PointwiseFilter kFilter, bool kDgrad>
 double pointwise_cost(const WgmmaGather& gather) {
   const PointwiseLayout layout = pointwise_layout<Config, kFilter>(gather);
   if (!layout.fits) return std::numeric_limits<double>::infinity();
@@ -99,10 +100,11 @@ double pointwise_cost(const WgmmaGather& gather) {
   const double memory =
       (source / g.column_tiles + results) / std::min(38.0, 13.4 * gather.multiprocessors / active);
   const double l2 = (source + filter) / 38, later_l2 = g.resident ? source / 38 : l2;
-  const double exchange = g.splits > 1 ? 500 + Config::kGroupRows * Config::kBN * 4 / 64.0 : 0;
-  const double stores = 300 + Config::kBN * 4 + exchange;
+  const double exchange = g.splits > 1 ? 2000 + Config::kGroupRows * Config::kBN * 4 / 64.0 : 0;
+  const double stores = (kDgrad ? 300 : 0) + Config::kBN * 4 + exchange;
+  const double last = kDgrad ? 0 : Config::kBN * 8;
   return std::max(products, std::hypot(memory, l2)) +
-         (waves - 1) * std::max(products, std::hypot(memory, later_l2)) + waves * stores;
+         (waves - 1) * std::max(products, std::hypot(memory, later_l2)) + waves * stores + last;
 }
 
 // Maps of two dimensions with a third (and fourth) of one index.
@@ -144,22 +146,33 @@ Bound pointwise_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
                                                      .box = {Config::kBK, Config::kBM, 1}});
   const CUtensorMap filter = pointwise_filter_map<Config, kDgrad>(gather, buffers.filter);
   const CUtensorMap out = pointwise_out_map<Config>(layout.shape, gather.shape.rows, buffers.out);
-  return Bound([=](Stream stream) {
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = layout.shape.splits;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t launch = {};
-    launch.gridDim = dim3(layout.blocks);
-    launch.blockDim = dim3(Config::kThreads);
-    launch.dynamicSmemBytes = layout.smem_bytes;
-    launch.stream = cuda_stream(stream);
-    launch.attrs = &cluster;
-    launch.numAttrs = layout.shape.splits > 1 ? 1 : 0;
-    check_cuda(cudaLaunchKernelEx(&launch, conv2d_pointwise_kernel<Config, kDgrad>, src, filter, out,
-                                  static_cast<const float*>(buffers.bias), layout.shape),
-               "conv2d_pointwise_kernel");
-  });
+  const auto bound = [&]<bool kFused>(const StagedEpilogue<kFused>& fused) {
+    return Bound([=](Stream stream) {
+      cudaLaunchAttribute cluster = {};
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = layout.shape.splits;
+      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+      cudaLaunchConfig_t launch = {};
+      launch.gridDim = dim3(layout.blocks);
+      launch.blockDim = dim3(Config::kThreads);
+      launch.dynamicSmemBytes = layout.smem_bytes;
+      launch.stream = cuda_stream(stream);
+      launch.attrs = &cluster;
+      launch.numAttrs = layout.shape.splits > 1 ? 1 : 0;
+      check_cuda(cudaLaunchKernelEx(&launch, conv2d_pointwise_kernel<Config, kDgrad, kFused>, src, filter,
+                                    out, static_cast<const float*>(buffers.bias), fused, layout.shape),
+                 "conv2d_pointwise_kernel");
+    });
+  };
+  if constexpr (!kDgrad) {
+    if (gather.fused) {
+      const void* seen = buffers.residual ? buffers.residual : buffers.out;  // a map needs an address
+      return bound(
+          StagedEpilogue<true>{.residual = pointwise_out_map<Config>(layout.shape, gather.shape.rows, seen),
+                               .of = wgmma_epilogue(gather, buffers)});
+    }
+  }
+  return bound(StagedEpilogue<false>{});
 }
 
 template <class Config, PointwiseFilter kFilter, bool kDgrad>
@@ -167,11 +180,15 @@ WgmmaCandidate pointwise_candidate() {
   std::string name = std::to_string(Config::kBN) + "x" + std::to_string(Config::kBK);
   if (kFilter == PointwiseFilter::kStreamed) name += "_stream";
   if (kFilter == PointwiseFilter::kSplit) name += "_split2";
-  return {name, true, pointwise_cost<Config, kFilter>,
+  return {name, true, pointwise_cost<Config, kFilter, kDgrad>,
           [] {
-            check_cuda(cudaFuncSetAttribute(conv2d_pointwise_kernel<Config, kDgrad>,
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize, kPointwiseSmemBytes),
-                       "conv2d_pointwise: shared memory");
+            const auto allow = [](auto* kernel) {
+              check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              kPointwiseSmemBytes),
+                         "conv2d_pointwise: shared memory");
+            };
+            allow(conv2d_pointwise_kernel<Config, kDgrad, false>);
+            if constexpr (!kDgrad) allow(conv2d_pointwise_kernel<Config, kDgrad, true>);
           },
           pointwise_bind<Config, kFilter, kDgrad>};
 }

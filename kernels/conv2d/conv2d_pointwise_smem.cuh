@@ -10,6 +10,7 @@
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/vec.cuh"
+#include "kernels/conv2d/conv2d_epilogue_staged.cuh"
 
 namespace kiln {
 
@@ -102,10 +103,12 @@ __device__ __forceinline__ float2 staged_pair(uint32_t address) {
   return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
 
-// Rounds a warp's 16 rows into the staging tile; stmatrix takes the accumulators as they lie.
-template <class Config, bool kDgrad>
+// Rounds a warp's 16 rows into the staging tile; stmatrix takes the accumulators as they lie. With `adds` the
+// tile holds what is added to them.
+template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void stage_rows(const float (&acc)[Config::kBN / 2], uint32_t staging,
                                            int first_column, const float* __restrict__ bias,
+                                           const StagedEpilogue<kFused>& fused, bool adds,
                                            const PointwiseShape& g) {
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * 16;
   const int chunks = g.linear ? g.columns / 8 : Config::kBN / 8;
@@ -119,17 +122,18 @@ __device__ __forceinline__ void stage_rows(const float (&acc)[Config::kBN / 2], 
     for (int i = 0; i < 4; ++i) {
       const int chunk = j + i / 2, column = first_column + chunk * 8 + 2 * (lane % 4);
       float2 add = make_float2(0.0f, 0.0f);
-      if (kDgrad && g.accumulate && chunk < chunks) {
+      if ((kDgrad || kFused) && adds && chunk < chunks) {
         add = staged_pair(staging + staged_chunk(warp_row + i % 2 * 8 + lane / 4, chunk, g) + lane % 4 * 4);
       }
-      if (!kDgrad && bias != nullptr && column < g.columns) {
+      if (!kDgrad && !kFused && bias != nullptr && column < g.columns) {
         add = *reinterpret_cast<const float2*>(bias + column);
       }
       const float* v = &acc[4 * chunk + i % 2 * 2];
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(v[0] + add.x, v[1] + add.y);
+      const float2 sum = fused.finish(v[0], v[1], add, column, g.columns);
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(sum.x, sum.y);
       pairs[i] = *reinterpret_cast<const uint32_t*>(&pair);
     }
-    if (kDgrad && g.accumulate) __syncwarp();  // old values are read before their place is written
+    if ((kDgrad || kFused) && adds) __syncwarp();  // old values are read before their place is written
     const uint32_t to = staging + staged_chunk(warp_row + lane % 16, j + (both ? lane / 16 : 0), g);
     if (both) {
       asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to),

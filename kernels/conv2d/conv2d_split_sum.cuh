@@ -26,17 +26,20 @@ inline int longest_chain(int terms, int shortest) {
 }
 
 // Cuts `total` elements into ranges of a multiple of `step`, where each of `tiles` blocks a range needs a
-// place among `places` on the GPU: the count that finishes first, counting whole waves and, for each range,
-// the cost of writing and adding its sum of `out` floats, of which the workspace holds at most 128 MiB.
-inline Split choose_split(int total, int step, long long tiles, long long places, long long out) {
+// place among `places` on the GPU: the count from `least` on that finishes first, counting whole waves and,
+// for each wave, the cost of writing and adding its sums (as much as `sum_steps` steps). The workspace holds
+// at most 128 MiB of sums of `out` floats.
+inline Split choose_split(int total, int step, long long tiles, long long places, long long out,
+                          long long least = 1, int sum_steps = 4) {
   const long long most = std::clamp<long long>((32LL << 20) / out, 1, 65535);
   const long long limit = std::min(most, std::max(1LL, ceil_div<long long>(total, 8LL * step)));
+  least = std::min(least, limit);
   Split best;
   double best_cost = 0;
-  for (long long count = 1; count <= limit && tiles * (count - 1) < 4 * places; ++count) {
+  for (long long count = least; count <= limit && tiles * (count - least) < 4 * places; ++count) {
     const int length = static_cast<int>(ceil_div<long long>(ceil_div<long long>(total, count), step) * step);
     const double waves = static_cast<double>(ceil_div(tiles * count, places));
-    const double cost = waves * (length + 4.0 * step);
+    const double cost = waves * (length + 1.0 * sum_steps * step);
     if (best.count == 0 || cost < best_cost) {
       best = {static_cast<int>(ceil_div<long long>(total, length)), length};
       best_cost = cost;

@@ -16,6 +16,7 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "kernels/conv2d/conv2d_epilogue.cuh"
 
 namespace kiln {
 
@@ -55,6 +56,11 @@ struct WgmmaShape {
   int row_tiles, column_tiles;
   int steps;        // stages a tile: taps x channel slices
   bool accumulate;  // out +=
+};
+
+struct GatheredShape {
+  WgmmaShape g;
+  Conv2dEpilogue epilogue = {};  // of the fused kernel
 };
 
 // Shared memory of a block by 32-bit shared addresses.
@@ -234,9 +240,10 @@ __device__ __forceinline__ void store_tile(const float (&acc)[Config::kMTiles][C
 }
 
 // A consumer warpgroup: multiplies the stages of each tile and stores its rows.
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* store, const float* bias,
-                                        bf16* out, const WgmmaShape& g) {
+                                        bf16* out, const GatheredShape& shape) {
+  const WgmmaShape& g = shape.g;
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be uniform: descriptors need it
   const int group_row = warp / 4 * Config::kMTiles * 64;           // first row of the warpgroup in the tile
@@ -268,18 +275,23 @@ __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* s
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
     release(previous);
-    store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias, out,
-                               g);
+    if constexpr (kFused) {
+      store_fused_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
+                               g.columns, out, shape.epilogue);
+    } else {
+      store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias,
+                                 out, g);
+    }
   }
 }
 
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_gather_wgmma_kernel(
     const __grid_constant__ CUtensorMap src,     // fwd: x [N,H,W,c_stride]; dgrad: dy [N,P,Q,K]; im2col
     const __grid_constant__ CUtensorMap filter,  // w [K,RS,C]
     const float* __restrict__ bias,              // [K] or null (fwd)
     bf16* __restrict__ out,                      // fwd: y [N,P,Q,K]; dgrad: dx [N,H,W,C]
-    const __grid_constant__ WgmmaShape g) {
+    const __grid_constant__ GatheredShape shape) {
   extern __shared__ unsigned char raw[];
   const uint32_t start = smem_address(raw);
   const WgmmaSmem<Config> smem = {(start + Config::kAlignment - 1) / Config::kAlignment * Config::kAlignment};
@@ -297,10 +309,10 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_gather_wgmma_kerne
   }
   if (threadIdx.x / 128 == Config::kConsumers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Config::kProducerRegisters));
-    if (threadIdx.x % 128 == 0) produce<Config, kDgrad>(&src, &filter, smem, g);
+    if (threadIdx.x % 128 == 0) produce<Config, kDgrad>(&src, &filter, smem, shape.g);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Config::kConsumerRegisters));
-    consume<Config, kDgrad>(smem, raw + (smem.store() - start), bias, out, g);
+    consume<Config, kDgrad, kFused>(smem, raw + (smem.store() - start), bias, out, shape);
   }
   if constexpr (Config::kCluster > 1)
     cluster_sync();  // no block leaves while the other may still write to it

@@ -9,9 +9,10 @@
 // starts r * W * 128 bytes further on, a whole number of swizzle patterns where W is a multiple of 8. Source
 // traffic falls from R*S copies of the tile to S*(rows+R-1)/rows. Halos and filter tiles have rings of their
 // own; a filter that fits in its ring, with one column tile, is loaded once a block and stays. Warpgroups,
-// epilogue and determinism as in conv2d_wgmma.cuh.
+// stores and determinism as in conv2d_wgmma.cuh; the fused kernel stores as conv2d_epilogue.cuh says.
 #pragma once
 
+#include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_wgmma.cuh"
 
 namespace kiln {
@@ -44,6 +45,7 @@ struct HaloShape {
   int tile_images;  // images of a tile
   int halo_bytes;   // tile_images * (tile_h + R - 1) * W * 128
   bool resident;    // the filter stays in its ring
+  Conv2dEpilogue epilogue = {};  // of the fused kernel
 };
 
 template <class Config>
@@ -116,7 +118,7 @@ __device__ __forceinline__ void halo_multiply(float (&acc)[Config::kMTiles][Conf
 }
 
 // A consumer warpgroup: multiplies the stages of each tile and stores its rows.
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned char* store, const float* bias,
                                              bf16* out, const HaloShape& shape) {
   const WgmmaShape& g = shape.g;
@@ -168,12 +170,17 @@ __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned cha
       if (!shape.resident) mbarrier_arrive(smem.b_empty(last_b));
       mbarrier_arrive(smem.a_empty(last_a));
     }
-    store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias, out,
-                               g);
+    if constexpr (kFused) {
+      store_fused_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
+                               g.columns, out, shape.epilogue);
+    } else {
+      store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias,
+                                 out, g);
+    }
   }
 }
 
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_halo_wgmma_kernel(
     const __grid_constant__ CUtensorMap src,     // fwd: x [N,H,W,c_stride]; dgrad: dy [N,P,Q,K]
     const __grid_constant__ CUtensorMap filter,  // w [K,RS,C]
@@ -200,7 +207,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_halo_wgmma_kernel(
     if (threadIdx.x % 128 == 0) halo_produce<Config, kDgrad>(&src, &filter, smem, shape);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Config::kConsumerRegisters));
-    halo_consume<Config, kDgrad>(smem, raw + (smem.store() - start), bias, out, shape);
+    halo_consume<Config, kDgrad, kFused>(smem, raw + (smem.store() - start), bias, out, shape);
   }
 }
 

@@ -50,7 +50,8 @@ template <class Config, bool kDgrad>
 Bound halo_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const HaloLayout<Config> layout = halo_layout<Config>(gather.shape);
   if (!layout.fits) fail_usage("conv2d wgmma_halo: this tile does not fit the map");
-  const HaloShape& shape = layout.shape;
+  HaloShape shape = layout.shape;
+  shape.epilogue = wgmma_epilogue(gather, buffers);
   const Im2colMap& src = gather.src;
   const uint64_t pixel = src.channel_stride, w = src.w, h = src.h;
   const CUtensorMap src_map =
@@ -61,7 +62,9 @@ Bound halo_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
                                          static_cast<uint32_t>(shape.tile_h + shape.g.r - 1),
                                          static_cast<uint32_t>(shape.tile_images)}});
   const CUtensorMap filter_map = wgmma_filter_map<Config, kDgrad>(gather, buffers.filter);
-  return wgmma_bound<Config>(conv2d_halo_wgmma_kernel<Config, kDgrad>, src_map, filter_map, buffers, shape,
+  auto kernel = conv2d_halo_wgmma_kernel<Config, kDgrad, false>;
+  if (!kDgrad && gather.fused) kernel = conv2d_halo_wgmma_kernel<Config, kDgrad, !kDgrad>;
+  return wgmma_bound<Config>(kernel, src_map, filter_map, buffers, shape,
                              wgmma_grid<Config>(shape.g, gather.multiprocessors));
 }
 
@@ -71,9 +74,12 @@ WgmmaCandidate halo_candidate() {
               std::to_string(Config::kBK) + "_s" + std::to_string(Config::kAStages),
           true, halo_cost<Config>,
           [] {
-            check_cuda(cudaFuncSetAttribute(conv2d_halo_wgmma_kernel<Config, kDgrad>,
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
-                       "conv2d_halo_wgmma: shared memory");
+            for (const auto kernel : {conv2d_halo_wgmma_kernel<Config, kDgrad, false>,
+                                      conv2d_halo_wgmma_kernel<Config, kDgrad, !kDgrad>}) {
+              check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              Config::kSmemBytes),
+                         "conv2d_halo_wgmma: shared memory");
+            }
           },
           halo_bind<Config, kDgrad>};
 }

@@ -14,6 +14,7 @@
 #include "kernels/common/impl.h"
 #include "kernels/common/tensor_map.h"
 #include "kernels/conv2d/conv2d.h"
+#include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_wgmma.cuh"
 
 namespace kiln {
@@ -22,11 +23,21 @@ namespace kiln {
 inline Support wgmma_gather_supports(const Conv2dProblem& p, const Device& device) {
   if (device.sm != 90) return Support::no("wgmma needs compute capability 9.0");
   if (p.dtype != DType::kBF16) return Support::no("dtype must be bf16");
+  if (const Support plain = conv2d_takes_no_epilogue(p); !plain) return plain;
   if (p.c % 8 || p.x_channels() % 8)
     return Support::no("input channels and their stride must be multiples of 8");
   if (p.k % 8) return Support::no("output channels must be a multiple of 8");
   if (p.r > 127 || p.s > 127) return Support::no("filter sides must be at most 127 (im2col corners)");
   return Support::require(p.stride_h <= 8 && p.stride_w <= 8, "strides must be at most 8 (im2col steps)");
+}
+
+// The same for a product that is also compiled with an epilogue.
+inline Support wgmma_fused_gather_supports(const Conv2dProblem& p, const Device& device) {
+  if (const Support epilogue = conv2d_epilogue_supports(p); !epilogue) return epilogue;
+  Conv2dProblem plain = p;
+  plain.scale = plain.residual = false;
+  plain.act = ActKind::kNone;
+  return wgmma_gather_supports(plain, device);
 }
 
 inline Support wgmma_dgrad_supports(const Conv2dProblem& p, const Device& device) {
@@ -41,6 +52,8 @@ struct WgmmaGather {
   WgmmaShape shape;  // row_tiles, column_tiles and steps belong to a tile shape
   int filter_c, filter_k;
   int multiprocessors;
+  bool fused = false;            // fwd: there is more behind the sum than a bias
+  ActKind act = ActKind::kNone;  // fwd
 };
 
 inline WgmmaGather wgmma_fwd_gather(const Conv2dProblem& p, const Device& device) {
@@ -75,7 +88,9 @@ inline WgmmaGather wgmma_fwd_gather(const Conv2dProblem& p, const Device& device
                     .accumulate = false},
           .filter_c = p.c,
           .filter_k = p.k,
-          .multiprocessors = device.multiprocessors};
+          .multiprocessors = device.multiprocessors,
+          .fused = p.has_epilogue(),
+          .act = p.act};
 }
 
 // dgrad with stride 1 gathers dy, padded by R-1-ph and S-1-pw, with the filter turned by 180 degrees.
@@ -120,7 +135,17 @@ struct WgmmaBuffers {
   const void* filter;
   const void* bias;
   void* out;
+  const void* scale = nullptr;
+  const void* residual = nullptr;
 };
+
+// What is behind the product, for the fused kernel.
+inline Conv2dEpilogue wgmma_epilogue(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
+  return {.scale = static_cast<const float*>(buffers.scale),
+          .bias = static_cast<const float*>(buffers.bias),
+          .residual = buffers.residual,
+          .clamp = act_clamp(gather.act)};
+}
 
 template <class Config>
 WgmmaShape shape_for(WgmmaShape g) {
@@ -140,9 +165,11 @@ unsigned wgmma_grid(const WgmmaShape& g, int multiprocessors) {
 
 template <class Config, bool kDgrad>
 void wgmma_prepare() {
-  check_cuda(cudaFuncSetAttribute(conv2d_gather_wgmma_kernel<Config, kDgrad>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
-             "conv2d_gather_wgmma: shared memory");
+  for (const auto kernel : {conv2d_gather_wgmma_kernel<Config, kDgrad, false>,
+                            conv2d_gather_wgmma_kernel<Config, kDgrad, !kDgrad>}) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
+               "conv2d_gather_wgmma: shared memory");
+  }
 }
 
 // The map of the filter, whose box is what one block loads of a B tile at once.
@@ -188,7 +215,10 @@ Bound wgmma_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const CUtensorMap src = make_im2col_map(im2col);
   const CUtensorMap filter = wgmma_filter_map<Config, kDgrad>(gather, buffers.filter);
   const WgmmaShape g = shape_for<Config>(gather.shape);
-  return wgmma_bound<Config>(conv2d_gather_wgmma_kernel<Config, kDgrad>, src, filter, buffers, g,
+  auto kernel = conv2d_gather_wgmma_kernel<Config, kDgrad, false>;
+  if (!kDgrad && gather.fused) kernel = conv2d_gather_wgmma_kernel<Config, kDgrad, !kDgrad>;
+  const GatheredShape shape = {.g = g, .epilogue = wgmma_epilogue(gather, buffers)};
+  return wgmma_bound<Config>(kernel, src, filter, buffers, shape,
                              wgmma_grid<Config>(g, gather.multiprocessors));
 }
 
@@ -214,11 +244,37 @@ double wgmma_launch_cost(const WgmmaShape& g, double read_bytes, int multiproces
   return static_cast<double>(ceil_div(items, clusters)) * wgmma_tile_cost<Config>(g.steps, read_bytes);
 }
 
+// Bytes of L2 a clock and multiprocessor: of data that neighbours ask for at the same time, and of their own.
+constexpr double kWgmmaSharedBytes = 79, kWgmmaOwnBytes = 31.5;
+
+// Clocks of one stage, by the times of the tile shapes on an H100: products at a share of the full rate, or
+// the copies. Column tiles are neighbours and read the same source.
+template <class Config>
+double wgmma_stage_clocks(int column_tiles) {
+  constexpr double kRate = Config::kBN >= 256 ? 0.98 : Config::kBN >= 64 ? 0.92 : 0.57;
+  constexpr double kProducts = 2.0 * Config::kBM * Config::kBN * Config::kBK / (4096 * kRate);
+  const double source = Config::kABytes / kWgmmaOwnBytes * (0.31 + 0.69 / column_tiles);
+  return std::max({kProducts, source, Config::kStageBytes / kWgmmaSharedBytes});
+}
+
+// Clocks of a gathered launch: waves of tiles, whose pixels the copy engine walks at 1.8 clocks each.
 template <class Config>
 double wgmma_cost(const WgmmaGather& gather) {
   const WgmmaShape g = shape_for<Config>(gather.shape);
-  const double bytes = 2.0 * g.steps * (Config::kBM + 1.0 * Config::kBN / Config::kCluster) * Config::kBK;
-  return wgmma_launch_cost<Config>(g, bytes, gather.multiprocessors);
+  const double step = std::max(1.8 * Config::kBM, wgmma_stage_clocks<Config>(g.column_tiles));
+  constexpr double kStores = 260 + 0.12 * Config::kBM * Config::kBN;
+  const long long items = 1LL * ceil_div(g.row_tiles, Config::kCluster) * g.column_tiles;
+  const long long clusters = wgmma_grid<Config>(g, gather.multiprocessors) / Config::kCluster;
+  return static_cast<double>(ceil_div(items, clusters)) * (g.steps * step + kStores);
+}
+
+// The least of the automatic tile shapes.
+inline double wgmma_least_cost(const WgmmaGather& gather) {
+  return std::min(
+      {wgmma_cost<WgmmaConfig<128, 256, 64, 4>>(gather), wgmma_cost<WgmmaConfig<256, 128, 64, 4>>(gather),
+       wgmma_cost<WgmmaConfig<128, 128, 64, 6>>(gather), wgmma_cost<WgmmaConfig<256, 64, 64, 5>>(gather),
+       wgmma_cost<WgmmaConfig<256, 32, 64, 5>>(gather), wgmma_cost<WgmmaConfig<256, 128, 32, 8>>(gather),
+       wgmma_cost<WgmmaConfig<256, 64, 32, 8>>(gather), wgmma_cost<WgmmaConfig<256, 32, 32, 8>>(gather)});
 }
 
 // A compiled tile shape: what follows "wgmma:" in a choice.
@@ -300,7 +356,7 @@ Plan<Args> wgmma_plan(const std::vector<WgmmaCandidateOf<Gather>>& candidates, c
 
 // The tensors of each pass.
 inline WgmmaBuffers wgmma_fwd_buffers(const Conv2dFwd::Args& a) {
-  return {.src = a.x, .filter = a.w, .bias = a.bias, .out = a.y};
+  return {.src = a.x, .filter = a.w, .bias = a.bias, .out = a.y, .scale = a.scale, .residual = a.residual};
 }
 inline WgmmaBuffers wgmma_dgrad_buffers(const Conv2dDgrad::Args& a) {
   return {.src = a.dy, .filter = a.w, .bias = nullptr, .out = a.dx};

@@ -14,6 +14,7 @@
 // Deterministic: one thread sums an output, in a fixed order.
 #pragma once
 
+#include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_wgmma.cuh"
 
 namespace kiln {
@@ -49,8 +50,9 @@ struct SweepShape {
   int load_pixels;    // of one of them
   int a_stage_bytes;  // loads * load_pixels pixels, rounded up to the swizzle's period
   int a_stages, b_stages;
-  int copies;     // of the source a slice of channels: 1, or S, each displaced by its s
-  bool resident;  // the filter stays in its ring
+  int copies;                    // of the source a slice of channels: 1, or S, each displaced by its s
+  bool resident;                 // the filter stays in its ring
+  Conv2dEpilogue epilogue = {};  // of the fused kernel
 };
 
 // A ring whose length is known at launch.
@@ -187,7 +189,7 @@ __device__ __forceinline__ void sweep_multiply(float (&acc)[Config::kMTiles][Con
 
 // Writes a warpgroup's accumulators: kMTiles x 64 rows of the sweep from `first_row`, kBN columns. Lane l of
 // a warp finds the output pixel of its row l % 16, -1 where the row lies on padding.
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void sweep_store(const float (&acc)[Config::kMTiles][Config::kBN / 2],
                                             unsigned char* store, int warp, int first_row, int first_column,
                                             const float* __restrict__ bias, bf16* __restrict__ out,
@@ -210,7 +212,11 @@ __device__ __forceinline__ void sweep_store(const float (&acc)[Config::kMTiles][
         const int at = __shfl_sync(0xffffffffu, pixel, turn * kRowsAtOnce + lane / kChunks);
         return at >= 0 && chunk < g.columns ? out + static_cast<size_t>(at) * g.columns + chunk : nullptr;
       };
-      if (first < g.columns) {
+      if (first >= g.columns) continue;
+      if constexpr (kFused) {
+        store_fused_slice<Config::kColumnSpan>(acc[i] + column / 2, staging, first, g.columns, out,
+                                               shape.epilogue, global);
+      } else {
         store_slice_at<Config, kDgrad>(acc[i] + column / 2, staging, first, bias, g.columns, g.accumulate,
                                        global);
       }
@@ -219,7 +225,7 @@ __device__ __forceinline__ void sweep_store(const float (&acc)[Config::kMTiles][
 }
 
 // A consumer warpgroup: multiplies the stages of each of its tiles and stores its rows.
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void sweep_consume(SweepSmem<Config> smem, unsigned char* store, const float* bias,
                                               bf16* out, const SweepShape& shape) {
   const WgmmaShape& g = shape.g;
@@ -268,12 +274,12 @@ __device__ __forceinline__ void sweep_consume(SweepSmem<Config> smem, unsigned c
     }
     a.advance((Config::kTeams - 1) * copies);  // the other warpgroup's tile
     wait_filter = !shape.resident;
-    sweep_store<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.column, bias, out,
-                                shape);
+    sweep_store<Config, kDgrad, kFused>(acc, store, warp, tile.first_row() + group_row, tile.column, bias,
+                                        out, shape);
   }
 }
 
-template <class Config, bool kDgrad>
+template <class Config, bool kDgrad, bool kFused>
 __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_sweep_wgmma_kernel(
     const __grid_constant__ CUtensorMap src,     // fwd: x [N,H,W,c_stride]; dgrad: dy [N,P,Q,K]; im2col
     const __grid_constant__ CUtensorMap filter,  // w [K,RS,C]
@@ -301,7 +307,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_sweep_wgmma_kernel
     if (threadIdx.x % 128 == 0) sweep_produce<Config, kDgrad>(&src, &filter, smem, shape);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Config::kConsumerRegisters));
-    sweep_consume<Config, kDgrad>(smem, raw + (smem.store() - start), bias, out, shape);
+    sweep_consume<Config, kDgrad, kFused>(smem, raw + (smem.store() - start), bias, out, shape);
   }
 }
 

@@ -90,7 +90,8 @@ template <class Config, bool kDgrad, bool kCopies>
 Bound sweep_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const SweepLayout layout = sweep_layout<Config, kCopies>(gather);
   if (!layout.fits) fail_usage("conv2d wgmma_halo: this tile does not fit the map");
-  const SweepShape& shape = layout.shape;
+  SweepShape shape = layout.shape;
+  shape.epilogue = wgmma_epilogue(gather, buffers);
   Im2colMap im2col = gather.src;  // walks each padded map from its first zero to the last pixel
   im2col.base = buffers.src;
   im2col.lower_w = shape.g.origin_w;
@@ -99,7 +100,9 @@ Bound sweep_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   im2col.channels = Config::kBK;
   im2col.pixels = shape.load_pixels;
   const unsigned blocks = shape.g.column_tiles * sweep_blocks(shape.g, gather.multiprocessors);
-  return wgmma_bound<Config>(conv2d_sweep_wgmma_kernel<Config, kDgrad>, make_im2col_map(im2col),
+  auto kernel = conv2d_sweep_wgmma_kernel<Config, kDgrad, false>;
+  if (!kDgrad && gather.fused) kernel = conv2d_sweep_wgmma_kernel<Config, kDgrad, !kDgrad>;
+  return wgmma_bound<Config>(kernel, make_im2col_map(im2col),
                              wgmma_filter_map<Config, kDgrad>(gather, buffers.filter), buffers, shape,
                              blocks);
 }
@@ -112,9 +115,12 @@ WgmmaCandidate sweep_candidate(bool automatic) {
   if (kCopies) name += "_copies";
   return {name, automatic && !kCopies, sweep_cost<Config, kCopies>,
           [] {
-            check_cuda(cudaFuncSetAttribute(conv2d_sweep_wgmma_kernel<Config, kDgrad>,
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
-                       "conv2d_sweep_wgmma: shared memory");
+            for (const auto kernel : {conv2d_sweep_wgmma_kernel<Config, kDgrad, false>,
+                                      conv2d_sweep_wgmma_kernel<Config, kDgrad, !kDgrad>}) {
+              check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              Config::kSmemBytes),
+                         "conv2d_sweep_wgmma: shared memory");
+            }
           },
           sweep_bind<Config, kDgrad, kCopies>};
 }

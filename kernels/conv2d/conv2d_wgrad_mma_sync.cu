@@ -1,20 +1,24 @@
 // conv2d wgrad: dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, p*sh+r-ph, q*sw+s-pw, c], on tensor cores.
 //
 // Implicit GEMM whose sum runs over output pixels: rows are output channels, columns (r,s,c) flattened. Both
-// tiles lie in shared memory with pixels as rows and are transposed by ldmatrix. Pixels are split over blocks
-// to fill the chip; each split writes fp32 partial sums to the workspace and a second kernel adds them in
-// fixed order. A block: 128 x 128 or 64 x 192 outputs, eight warps, four cp.async stages, at most 64 KiB of
-// shared memory. Needs bf16, channels in multiples of 8, no dbias. Deterministic. Mirrors
-// cpu_reference/conv2d_naive.cpp.
-#include "kernels/conv2d/conv2d.h"
+// tiles lie in shared memory with pixels as rows and are transposed by ldmatrix (bf16) or read element by
+// element (fp32, multiplied as tf32). Pixels are split over blocks so that they are whole waves; each split
+// writes fp32 partial sums to the workspace and a second kernel adds them in fixed order. A block: 128 x 128
+// or 64 x 192 outputs, eight warps, four cp.async stages, 64 KiB of shared memory. Needs channels in
+// multiples of 16 bytes, no dbias. Deterministic. Mirrors cpu_reference/conv2d_naive.cpp.
 #include "kernels/conv2d/conv2d_mma_sync.cuh"
 #include "kernels/conv2d/conv2d_split_sum.cuh"
 
 namespace kiln {
 namespace {
 
-using Square = MmaConfig<128, 128, 2, 4>;
-using Flat = MmaConfig<64, 192, 2, 4>;
+template <class T>
+using Square = MmaConfig<T, 128, 128, 2, 4>;
+template <class T>
+using Flat = MmaConfig<T, 64, 192, 2, 4>;
+constexpr int kBlocks = 2;            // on a multiprocessor
+constexpr int kShortestChain = 2048;  // see longest_chain
+constexpr int kSumSteps = 12;         // see choose_split: a wave's sums, moved at the rate of a copy
 
 struct WgradShape {
   int pixels, pixels_per_split;  // N*P*Q; a multiple of kBK
@@ -25,19 +29,26 @@ struct WgradShape {
   int stride_h, stride_w, pad_h, pad_w;
 };
 
-// What one thread copies: pixel row threadIdx.x / 8 of both tiles, every eighth chunk of it.
+// What one thread copies: pixel row threadIdx.x / kRowThreads of both tiles, every kRowThreads-th chunk of
+// it.
 template <class Config>
 struct WgradColumns {
-  static constexpr int kA = Config::kBM / 64, kB = Config::kBN / 64;
+  static constexpr int kRowThreads = Config::kThreads / Config::kBK;
+  static constexpr int kA = Config::kBM / Config::kV / kRowThreads;
+  static constexpr int kB = Config::kBN / Config::kV / kRowThreads;
+  static_assert(kA * kRowThreads * Config::kV == Config::kBM && kB * kRowThreads * Config::kV == Config::kBN,
+                "a row's threads copy as many chunks each");
   int r[kB], s[kB], c[kB];  // tap and channel of each chunk of B; c < 0 beyond the last column
 };
 
 template <class Config>
 __device__ __forceinline__ WgradColumns<Config> wgrad_columns(const WgradShape& g, int first_column) {
-  WgradColumns<Config> columns;
+  using Columns = WgradColumns<Config>;
+  Columns columns;
 #pragma unroll
-  for (int i = 0; i < WgradColumns<Config>::kB; ++i) {
-    const int j = first_column + (threadIdx.x % 8 + 8 * i) * 8, tap = j / g.c;
+  for (int i = 0; i < Columns::kB; ++i) {
+    const int chunk = threadIdx.x % Columns::kRowThreads + Columns::kRowThreads * i;
+    const int j = first_column + chunk * Config::kV, tap = j / g.c;
     columns.r[i] = tap / g.s;
     columns.s[i] = tap % g.s;
     columns.c[i] = j < g.columns ? j % g.c : -1;
@@ -47,38 +58,39 @@ __device__ __forceinline__ WgradColumns<Config> wgrad_columns(const WgradShape& 
 
 template <class Config>
 __device__ __forceinline__ void wgrad_load_stage(const WgradShape& g, const WgradColumns<Config>& columns,
-                                                 const bf16* __restrict__ dy, const bf16* __restrict__ x,
-                                                 uint32_t a_tile, uint32_t b_tile, int first_k, int pixel,
-                                                 int pixel_end) {
-  const int row = threadIdx.x / 8, lane8 = threadIdx.x % 8;
+                                                 const typename Config::T* __restrict__ dy,
+                                                 const typename Config::T* __restrict__ x, uint32_t a_tile,
+                                                 uint32_t b_tile, int first_k, int pixel, int pixel_end) {
+  using Columns = WgradColumns<Config>;
+  using ATile = OperandTile<Config, true, Config::kBM>;
+  using BTile = OperandTile<Config, true, Config::kBN>;
+  const int row = threadIdx.x / Columns::kRowThreads, first_chunk = threadIdx.x % Columns::kRowThreads;
   pixel += row;
   const bool real = pixel < pixel_end;
 #pragma unroll
-  for (int i = 0; i < WgradColumns<Config>::kA; ++i) {
-    const int chunk = lane8 + 8 * i, k = first_k + chunk * 8;
+  for (int i = 0; i < Columns::kA; ++i) {
+    const int chunk = first_chunk + Columns::kRowThreads * i, k = first_k + chunk * Config::kV;
     const bool inside = real && k < g.k;
-    cp_async16(a_tile + SwizzledTile<Config::kBM>::offset(row, chunk), dy + (inside ? pixel * g.k + k : 0),
-               inside);
+    cp_async16(a_tile + ATile::offset(row, chunk), dy + (inside ? pixel * g.k + k : 0), inside);
   }
   const int image = pixel / (g.p * g.q), position = pixel % (g.p * g.q);
   const int h0 = position / g.q * g.stride_h - g.pad_h, w0 = position % g.q * g.stride_w - g.pad_w;
 #pragma unroll
-  for (int i = 0; i < WgradColumns<Config>::kB; ++i) {
+  for (int i = 0; i < Columns::kB; ++i) {
     const int h = h0 + columns.r[i], w = w0 + columns.s[i];
     const bool inside = real && columns.c[i] >= 0 && static_cast<unsigned>(h) < static_cast<unsigned>(g.h) &&
                         static_cast<unsigned>(w) < static_cast<unsigned>(g.w);
     const int offset = inside ? ((image * g.h + h) * g.w + w) * g.x_stride + columns.c[i] : 0;
-    cp_async16(b_tile + SwizzledTile<Config::kBN>::offset(row, lane8 + 8 * i), x + offset, inside);
+    cp_async16(b_tile + BTile::offset(row, first_chunk + Columns::kRowThreads * i), x + offset, inside);
   }
 }
 
-template <class Config>
-__global__ __launch_bounds__(Config::kThreads, 2) void conv2d_wgrad_mma_sync_kernel(
-    const bf16* __restrict__ dy,  // [N,P,Q,K]
-    const bf16* __restrict__ x,   // [N,H,W,c_stride]
+template <class Config, class T = typename Config::T>
+__global__ __launch_bounds__(Config::kThreads, kBlocks) void conv2d_wgrad_mma_sync_kernel(
+    const T* __restrict__ dy,     // [N,P,Q,K]
+    const T* __restrict__ x,      // [N,H,W,c_stride]
     float* __restrict__ partial,  // [splits,K,R,S,C]
     const __grid_constant__ WgradShape g) {
-  static_assert(Config::kThreads / 8 == Config::kBK, "one pixel row a group of eight threads");
   extern __shared__ __align__(128) unsigned char smem[];
   const int first_column = blockIdx.x * Config::kBN, first_k = blockIdx.y * Config::kBM;
   const int warp_m = threadIdx.x / 32 / Config::kWarpsN, warp_n = threadIdx.x / 32 % Config::kWarpsN;
@@ -92,8 +104,7 @@ __global__ __launch_bounds__(Config::kThreads, 2) void conv2d_wgrad_mma_sync_ker
   const auto load_next = [&] {
     if (loaded < steps) {
       const uint32_t a_tile = smem_address(smem) + loaded % Config::kStages * Config::kStageBytes;
-      wgrad_load_stage<Config>(g, columns, dy, x, a_tile, a_tile + Config::kBM * Config::kBK * 2, first_k,
-                               next, end);
+      wgrad_load_stage<Config>(g, columns, dy, x, a_tile, a_tile + Config::kATileBytes, first_k, next, end);
       next += Config::kBK;
     }
     ++loaded;
@@ -105,7 +116,7 @@ __global__ __launch_bounds__(Config::kThreads, 2) void conv2d_wgrad_mma_sync_ker
     __syncthreads();  // the stage has arrived for all; the stage read in the step before may be overwritten
     load_next();
     const uint32_t a_tile = smem_address(smem) + step % Config::kStages * Config::kStageBytes;
-    mma_stage<Config, true, true>(acc, a_tile, a_tile + Config::kBM * Config::kBK * 2, warp_m, warp_n);
+    mma_stage<Config, true, true>(acc, a_tile, a_tile + Config::kATileBytes, warp_m, warp_n);
   }
 
   const int lane = threadIdx.x % 32;
@@ -128,11 +139,8 @@ __global__ __launch_bounds__(Config::kThreads, 2) void conv2d_wgrad_mma_sync_ker
 }
 
 Support supports(const Conv2dProblem& p, const Device&) {
-  if (p.dtype != DType::kBF16) return Support::no("dtype must be bf16");
   if (p.bias) return Support::no("dbias is not computed");
-  if (p.c % 8 || p.x_channels() % 8)
-    return Support::no("input channels and their stride must be multiples of 8");
-  return Support::require(p.k % 8 == 0, "output channels must be a multiple of 8");
+  return mma_sync_takes(p);
 }
 
 template <class Config>
@@ -153,14 +161,14 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device) {
                   .pad_h = p.pad_h,
                   .pad_w = p.pad_w};
   const int tiles = ceil_div(g.columns, Config::kBN) * ceil_div(g.k, Config::kBM);
-  // Two blocks a multiprocessor and no chain of additions too long, but at least eight stages of work each.
-  const int most = std::max(1, g.pixels / (8 * Config::kBK));
-  const int least = ceil_div(g.pixels, longest_chain(g.pixels, 2048));
-  const int wanted = std::clamp(std::max(2 * device.multiprocessors / tiles, least), 1, most);
-  g.pixels_per_split = ceil_div(ceil_div(g.pixels, wanted), Config::kBK) * Config::kBK;
-  const int splits = ceil_div(g.pixels, g.pixels_per_split);
   const int outputs = g.k * g.columns;
+  const int least = ceil_div(g.pixels, longest_chain(g.pixels, kShortestChain));
+  const Split split = choose_split(g.pixels, Config::kBK, tiles, 1LL * kBlocks * device.multiprocessors,
+                                   outputs, least, kSumSteps);
+  g.pixels_per_split = split.length;
+  const int splits = split.count;
   const dim3 grid(ceil_div(g.columns, Config::kBN), ceil_div(g.k, Config::kBM), splits);
+  using T = typename Config::T;
   const auto kernel = conv2d_wgrad_mma_sync_kernel<Config>;
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kPipelineBytes),
@@ -171,7 +179,7 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device) {
         float* dw = static_cast<float*>(a.dw);
         float* partial = splits > 1 ? static_cast<float*>(scratch) : dw;
         kernel<<<grid, Config::kThreads, Config::kPipelineBytes, cuda_stream(stream)>>>(
-            static_cast<const bf16*>(a.dy), static_cast<const bf16*>(a.x), partial, g);
+            static_cast<const T*>(a.dy), static_cast<const T*>(a.x), partial, g);
         check_launch("conv2d_wgrad_mma_sync_kernel");
         if (splits > 1) sum_splits(partial, splits, outputs, dw, stream);
       });
@@ -184,7 +192,9 @@ extern const Impl<Conv2dWgrad> conv2d_wgrad_mma_sync = {
     .supports = supports,
     .plan = [](const Conv2dProblem& p, const Device& device, std::string_view config) {
       require_no_config(config);
-      return p.k <= 64 ? plan_for<Flat>(p, device) : plan_for<Square>(p, device);
+      return mma_sync_with_type(p.dtype, [&]<class T>(T) {
+        return p.k <= 64 ? plan_for<Flat<T>>(p, device) : plan_for<Square<T>>(p, device);
+      });
     }};
 
 }  // namespace kiln

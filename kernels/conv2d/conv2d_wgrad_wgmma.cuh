@@ -10,14 +10,16 @@
 // "images"): then a tile of one tap leaves out the positions where the tap lies on padding, and each copy is
 // a plain box. A block sums one kBM x kBN tile over one part of its steps: lane i of the producer warp starts
 // the copy of box i of each stage, consumer warpgroups are laid out kGroupsM x kGroupsN over the tile,
-// kMTiles x 64 by kN each. The engine's zeros beyond the last image stand for missing pixels. Deterministic.
+// kMTiles x 64 by kN each. Two blocks of a cluster may share a part: each sums half of its steps, then they
+// exchange halves of their sums, so that half as many sums go through memory. The engine's zeros beyond the
+// last image stand for missing pixels. Deterministic.
 #pragma once
 
-#include "kernels/common/host_device.h"
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "kernels/conv2d/conv2d_wgrad_wgmma_work.cuh"
 
 namespace kiln {
 
@@ -44,65 +46,6 @@ struct WgradWgmmaConfig {
   static_assert(kSmemBytes <= 227 * 1024, "shared memory of one block");
 };
 
-struct WgradWgmmaShape {
-  bool by_image;   // the walk
-  int blocks;      // of kBK images, or of kBK pixels
-  int h, w, p, q;  // input and output map
-  int stride_h, stride_w, pad_h, pad_w;
-  int k, c;          // channels
-  int s;             // filter width
-  int slices;        // boxes of kSpan channels that cover c
-  int column_boxes;  // taps * slices
-  int columns;       // R*S*C
-  int tile_boxes;    // boxes of a column tile
-  int row_tiles;
-  int part_steps;  // most steps of a part
-};
-
-// The steps of a column tile: output rows first_p..+p by columns first_q..+q in every block of images.
-struct WgradWindow {
-  int first_p, p, first_q, q;
-  int steps, parts;
-};
-
-// Output positions [first, first + count) of `out` whose input position under filter offset `tap` exists.
-KILN_HOST_DEVICE inline void wgrad_inside(int out, int in, int stride, int pad, int tap, int* first,
-                                          int* count) {
-  const int below = pad - tap, above = in - 1 + pad - tap;
-  *first = below > 0 ? (below + stride - 1) / stride : 0;
-  const int end = above < 0 ? 0 : above / stride + 1;
-  *count = (end < out ? end : out) - *first;
-  if (*count < 0) *count = 0;
-}
-
-KILN_HOST_DEVICE inline WgradWindow wgrad_window(const WgradWgmmaShape& g, int first_box) {
-  WgradWindow window = {0, 1, 0, 1, g.blocks, 1};
-  if (g.by_image) {
-    const int beyond = first_box + g.tile_boxes;
-    const int tap = first_box / g.slices, last = (beyond < g.column_boxes ? beyond : g.column_boxes) - 1;
-    window.p = g.p;
-    window.q = g.q;
-    if (last / g.slices == tap) {
-      wgrad_inside(g.p, g.h, g.stride_h, g.pad_h, tap / g.s, &window.first_p, &window.p);
-      wgrad_inside(g.q, g.w, g.stride_w, g.pad_w, tap % g.s, &window.first_q, &window.q);
-    }
-    window.steps *= window.p * window.q;
-  }
-  if (window.steps > g.part_steps) window.parts = (window.steps + g.part_steps - 1) / g.part_steps;
-  return window;
-}
-
-// Parts of the tile that holds element i of dw; 0 where the only part has written dw.
-struct WgradRanges {
-  WgradWgmmaShape g;
-  int span;
-  __device__ __forceinline__ int operator()(int i) const {
-    const int column = i % g.columns, box = column / g.c * g.slices + column % g.c / span;
-    const int parts = wgrad_window(g, box / g.tile_boxes * g.tile_boxes).parts;
-    return parts > 1 ? parts : 0;
-  }
-};
-
 template <class Config>
 struct WgradWgmmaSmem {
   uint32_t base;  // aligned to the swizzle's period
@@ -113,32 +56,6 @@ struct WgradWgmmaSmem {
   }
   __device__ __forceinline__ uint32_t empty(int stage) const { return full(Config::kStages + stage); }
 };
-
-// What a block does.
-struct WgradWork {
-  WgradWindow window;
-  int first_k, first_box;
-  int part, first_step, steps;
-};
-
-// Blocks go through the column tiles, in one through its parts, in one through the row tiles.
-template <class Config>
-__device__ __forceinline__ WgradWork wgrad_work(const WgradWgmmaShape& g) {
-  WgradWork work = {};
-  int block = blockIdx.x;
-  for (;; work.first_box += Config::kBBoxes) {
-    work.window = wgrad_window(g, work.first_box);
-    const int blocks = work.window.parts * g.row_tiles;
-    if (block < blocks) break;
-    block -= blocks;
-  }
-  work.part = block / g.row_tiles;
-  work.first_k = block % g.row_tiles * Config::kBM;
-  const long long steps = work.window.steps;
-  work.first_step = static_cast<int>(steps * work.part / work.window.parts);
-  work.steps = static_cast<int>(steps * (work.part + 1) / work.window.parts) - work.first_step;
-  return work;
-}
 
 // The producer warp: a box a lane, those beyond the last output channel or column are left out (their
 // products are not stored). Every lane waits for the stage; lane 0 announces all of its bytes, which may come
@@ -189,10 +106,52 @@ __device__ __forceinline__ void wgrad_produce(const CUtensorMap* dy, const CUten
   }
 }
 
-// Writes a warpgroup's accumulators: rows from `first_k`, boxes of columns from `first_box`.
+// Of each thread's rows l/4 and l/4 + 8, block `rank` of a pair keeps the ones that rank numbers and gives
+// away the others, through the ring, which both blocks have read by then. The kept sums are complete after
+// it.
+template <class Config>
+__device__ __forceinline__ void wgrad_exchange(float (&acc)[Config::kMTiles][Config::kN / 2], uint32_t ring,
+                                               int rank) {
+  constexpr uint32_t kTurn = Config::kGroups * 128 * 8;  // bytes: 8 a thread, again every so many
+  static_assert(Config::kMTiles * Config::kN / 8 * kTurn <= Config::kStages * Config::kStageBytes,
+                "the halves fit into the ring");
+  const uint32_t mine = ring + threadIdx.x * 8;
+  uint32_t theirs;
+  cluster_sync();
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(theirs) : "r"(mine), "r"(rank ^ 1));
+#pragma unroll
+  for (int i = 0; i < Config::kMTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Config::kN / 8; ++j) {
+      const float* v = &acc[i][4 * j];
+      asm volatile(
+          "st.shared::cluster.v2.f32 [%0], {%1, %2};\n" ::"r"(theirs + (i * (Config::kN / 8) + j) * kTurn),
+          "f"(rank ? v[0] : v[2]), "f"(rank ? v[1] : v[3])
+          : "memory");
+    }
+  }
+  cluster_sync();
+#pragma unroll
+  for (int i = 0; i < Config::kMTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Config::kN / 8; ++j) {
+      float* v = &acc[i][4 * j];
+      float given[2];
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n"
+                   : "=f"(given[0]), "=f"(given[1])
+                   : "r"(mine + (i * (Config::kN / 8) + j) * kTurn)
+                   : "memory");
+#pragma unroll
+      for (int e = 0; e < 2; ++e) v[e] = v[2 + e] = (rank ? v[2 + e] : v[e]) + given[e];
+    }
+  }
+}
+
+// Writes a warpgroup's accumulators: rows from `first_k`, boxes of columns from `first_box`; of a pair each
+// block the rows it keeps.
 template <class Config>
 __device__ __forceinline__ void wgrad_store(const float (&acc)[Config::kMTiles][Config::kN / 2], int first_k,
-                                            int first_box, float* __restrict__ out,
+                                            int first_box, int rank, float* __restrict__ out,
                                             const WgradWgmmaShape& g) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
 #pragma unroll
@@ -203,6 +162,7 @@ __device__ __forceinline__ void wgrad_store(const float (&acc)[Config::kMTiles][
     for (int i = 0; i < Config::kMTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
+        if (g.pair > 1 && half != rank) continue;
         const int k = first_k + i * 64 + warp * 16 + half * 8 + lane / 4;
         float* row = out + static_cast<size_t>(k) * g.columns + tap * g.c + 2 * (lane % 4);
 #pragma unroll
@@ -219,15 +179,15 @@ __device__ __forceinline__ void wgrad_store(const float (&acc)[Config::kMTiles][
 
 // A consumer warpgroup: multiplies its part of every stage, then stores its sums.
 template <class Config>
-__device__ __forceinline__ void wgrad_consume(WgradWgmmaSmem<Config> smem, int first_k, int first_box,
-                                              int steps, float* out, const WgradWgmmaShape& g) {
+__device__ __forceinline__ void wgrad_consume(WgradWgmmaSmem<Config> smem, const WgradWork& work, float* out,
+                                              const WgradWgmmaShape& g) {
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0), lane = threadIdx.x % 32;
   const int group_m = group / Config::kGroupsN, group_n = group % Config::kGroupsN;
   constexpr int kGroupBoxes = Config::kN / Config::kSpan;
   float acc[Config::kMTiles][Config::kN / 2] = {};
   RingPosition<Config::kStages> at;
   int previous = 0;
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < work.steps; ++step) {
     mbarrier_wait(smem.full(at.stage), at.parity);
     const uint32_t a_tile = smem.a(at.stage) + group_m * Config::kMTiles * Config::kABoxBytes;
     const uint64_t a = mn_major_descriptor<64>(a_tile, Config::kABoxBytes);
@@ -254,8 +214,9 @@ __device__ __forceinline__ void wgrad_consume(WgradWgmmaSmem<Config> smem, int f
   wgmma_wait<0>();
 #pragma unroll
   for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
-  wgrad_store<Config>(acc, first_k + group_m * Config::kMTiles * 64, first_box + group_n * kGroupBoxes, out,
-                      g);
+  if (g.pair > 1) wgrad_exchange<Config>(acc, smem.base, work.rank);
+  wgrad_store<Config>(acc, work.first_k + group_m * Config::kMTiles * 64,
+                      work.first_box + group_n * kGroupBoxes, work.rank, out, g);
 }
 
 template <class Config>
@@ -280,10 +241,15 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_wgmma_kernel
   if (threadIdx.x / 128 == Config::kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Config::kProducerRegisters));
     if (threadIdx.x / 32 == Config::kGroups * 4) wgrad_produce<Config>(&dy, &x, smem, work, g);
+    __syncwarp();
+    if (g.pair > 1) {  // the exchange takes all threads of both blocks
+      cluster_sync();
+      cluster_sync();
+    }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Config::kConsumerRegisters));
     float* out = work.window.parts == 1 ? dw : partial + static_cast<size_t>(work.part) * g.k * g.columns;
-    wgrad_consume<Config>(smem, work.first_k, work.first_box, work.steps, out, g);
+    wgrad_consume<Config>(smem, work, out, g);
   }
 }
 

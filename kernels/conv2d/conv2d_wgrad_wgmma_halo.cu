@@ -175,9 +175,9 @@ extern const Impl<Conv2dWgrad> conv2d_wgrad_wgmma_halo = {
           if (!config.empty()) {
             fail_usage("conv2d wgmma_halo: unknown tile '" + std::string(config) + "'; known: " + known);
           }
-          // The wider slice unless it holds a third less.
+          // One copy of x; the wider slice unless it holds a third less.
           const bool narrow = 4 * ceil_div(p.c, 32) * 32 <= 3 * ceil_div(p.c, 64) * 64;
-          return candidates()[narrow ? 1 : 0].plan(p, device);
+          return candidates()[narrow ? 3 : 2].plan(p, device);
         },
     .configs =
         [](const Conv2dProblem&, const Device&) {

@@ -170,10 +170,11 @@ void launch(const DepthwiseConv2dDgrad::Args& a, const Shape& g, Stream stream) 
 int first_cell(int pad, int shift) { return (pad - shift) / 2; }
 int last_cell(int length, int pad, int shift) { return (length - 1 + pad - shift) / 2; }
 
-// Whole columns a task, unless that leaves fewer than 3 blocks a multiprocessor.
+// At most kMostRows rows a task, so that what is written at a time lies close together; fewer where that
+// leaves fewer than 3 blocks a multiprocessor.
 Shape make_shape(const DepthwiseConv2dProblem& p, int shift, int cells, const Device& device,
                  int rows_wanted) {
-  constexpr int kLeastRows = 2;
+  constexpr int kLeastRows = 2, kMostRows = 4;
   Shape g = {.h = p.h,
              .w = p.w,
              .c = p.c,
@@ -190,7 +191,8 @@ Shape make_shape(const DepthwiseConv2dProblem& p, int shift, int cells, const De
   g.cell_rows = last_cell(p.h, p.pad_h, shift) - g.first_row + 1;
   const int strips = ceil_div(last_cell(p.w, p.pad_w, shift) - g.first_column + 1, cells);
   const int most = ceil_div(g.cell_rows, std::min(rows_wanted ? rows_wanted : kLeastRows, g.cell_rows));
-  for (int row_tasks = rows_wanted ? most : 1; row_tasks <= most; ++row_tasks) {
+  const int first = rows_wanted ? most : std::min(most, ceil_div(g.cell_rows, kMostRows));
+  for (int row_tasks = first; row_tasks <= most; ++row_tasks) {
     g.rows = ceil_div(g.cell_rows, row_tasks);
     g.row_tasks = ceil_div(g.cell_rows, g.rows);
     g.tile = make_depthwise_tile(p.c / 2, strips, p.n * g.row_tasks, kThreads);
@@ -218,15 +220,9 @@ Plan<DepthwiseConv2dDgrad::Args> plan_stride_2(const DepthwiseConv2dProblem& p, 
 
 Plan<DepthwiseConv2dDgrad::Args> plan_stride_1(const DepthwiseConv2dProblem& p, const Device& device,
                                                std::string_view config) {
-  DepthwiseConv2dProblem turned = p;
-  turned.h = p.p();
-  turned.w = p.q();
-  turned.pad_h = p.r - 1 - p.pad_h;
-  turned.pad_w = p.s - 1 - p.pad_w;
-  turned.bias = false;
   return make_plan<DepthwiseConv2dDgrad::Args>(
-      0,
-      [run = make_depthwise_correlation(turned, true, device, config)](const auto& a, void*, Stream stream) {
+      0, [run = make_depthwise_correlation(depthwise_turned(p), true, device, config)](const auto& a, void*,
+                                                                                       Stream stream) {
         run({.x = a.dy, .w = a.w, .bias = nullptr, .y = a.dx}, stream);
       });
 }

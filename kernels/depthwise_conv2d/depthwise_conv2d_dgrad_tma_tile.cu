@@ -10,6 +10,7 @@
 // shared memory and preconditions as in fwd. Deterministic. Mirrors cpu_reference/depthwise_conv2d_naive.cpp.
 #include <utility>
 
+#include "kernels/depthwise_conv2d/depthwise_conv2d_correlation.h"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tma_tile.cuh"
 
 namespace kiln {
@@ -202,26 +203,6 @@ Plan<DepthwiseConv2dDgrad::Args> plan_stride_2(const DepthwiseConv2dProblem& p, 
   return shift == 1 ? plan_cells<T, 3, 1>(p, plan, pixels) : plan_cells<T, 3, 0>(p, plan, pixels);
 }
 
-// The fwd problem that dgrad at stride 1 is, with the filter turned.
-DepthwiseConv2dProblem turned(DepthwiseConv2dProblem p) {
-  const int height = p.p(), width = p.q();
-  p.h = height;
-  p.w = width;
-  p.pad_h = p.r - 1 - p.pad_h;
-  p.pad_w = p.s - 1 - p.pad_w;
-  p.bias = false;
-  return p;
-}
-
-Plan<DepthwiseConv2dDgrad::Args> plan_stride_1(const DepthwiseConv2dProblem& p, const Device& device,
-                                               std::string_view config) {
-  using Args = DepthwiseConv2dDgrad::Args;
-  return Plan<Args>(
-      0, [plan = plan_tma_tile_correlation(turned(p), true, device, config)](const Args& a, void* workspace) {
-        return plan.bind({.x = a.dy, .w = a.w, .bias = nullptr, .y = a.dx}, workspace);
-      });
-}
-
 }  // namespace
 
 extern const Impl<DepthwiseConv2dDgrad> depthwise_conv2d_dgrad_tma_tile = {
@@ -229,13 +210,16 @@ extern const Impl<DepthwiseConv2dDgrad> depthwise_conv2d_dgrad_tma_tile = {
     .supports = tma_tile_supports,
     .plan =
         [](const DepthwiseConv2dProblem& p, const Device& device, std::string_view config) {
-          if (p.stride_h == 1) return plan_stride_1(p, device, config);
+          if (p.stride_h == 1) {
+            return plan_depthwise_turned(
+                plan_tma_tile_correlation(depthwise_turned(p), true, device, config));
+          }
           return p.dtype == DType::kBF16 ? plan_stride_2<bf16>(p, device, config)
                                          : plan_stride_2<float>(p, device, config);
         },
     .configs =
         [](const DepthwiseConv2dProblem& p, const Device& device) {
-          return p.stride_h == 1 ? tma_tile_correlation_configs(turned(p), device)
+          return p.stride_h == 1 ? tma_tile_correlation_configs(depthwise_turned(p), device)
                                  : tma_tile_configs(cell_sweep(p), device);
         },
     .preferred = [](const DepthwiseConv2dProblem& p,

@@ -225,6 +225,7 @@ extern const Impl<DepthwiseConv2dFwd> depthwise_conv2d_fwd_tma_rows = {
                std::string_view config) { return plan_tma_rows_correlation(p, false, device, config); },
     .configs = tma_rows_correlation_configs,
     // 5x5 is bound by issue, where sliding_window has fewer instructions.
-    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3; }};
+    .preferred = [](const DepthwiseConv2dProblem& p,
+                    const Device&) { return p.r == 3 && !tma_tile_ahead_of_rows(p); }};
 
 }  // namespace kiln

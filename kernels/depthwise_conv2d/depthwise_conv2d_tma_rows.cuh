@@ -176,9 +176,6 @@ struct RowsTask {
   }
 };
 
-// Lets a launch that waits for this kernel's end by itself be on its way.
-__device__ __forceinline__ void allow_next_launch() { asm volatile("griddepcontrol.launch_dependents;\n"); }
-
 // What is brought next. Only thread 0 needs it, so it is kept in shared memory, not in everyone's registers.
 struct RowsFill {
   int image, row, swept_row;    // of the next fill

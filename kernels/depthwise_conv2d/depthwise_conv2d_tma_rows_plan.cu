@@ -14,6 +14,7 @@ namespace {
 constexpr int kMostBox = 256;     // pixels or elements along a side of what one load copies
 constexpr int kMostImages = 64;   // threads of a block in its third dimension
 constexpr int kMostGrid = 65535;  // blocks in the grid's second and third
+constexpr int kLeastLine = 64;    // bytes of a slice of channels, where there are several
 constexpr int kAlignment = 128;   // of a load's destination
 constexpr int kMostBlocks = 16;   // of a multiprocessor that are worth it
 
@@ -105,44 +106,52 @@ bool fits(const TmaRowsShape& g, const TmaRowsSweep& s, const Choice& choice) {
          smem_of(g) <= static_cast<size_t>((kTmaRowsMostSmem + 1024) / choice.blocks - 1024);
 }
 
+// What a row's channels cost more where a slice has not all of them: lines, atoms of 64 bytes and sectors are
+// shared with the next slice.
+double narrow(const TmaRowsShape& g, int bytes, int pixel_bytes) {
+  if (g.slices == 1 || bytes % 128 == 0) return 1;
+  if (bytes % 64 == 0) return pixel_bytes % 128 == 0 ? 1.02 : 1.06;
+  return bytes % 32 == 0 ? 1.12 : 1.2;
+}
+
 // A model of the time in cycles of a multiprocessor: the larger of what its tasks move, what they compute and
-// what a walk of one block takes when it waits for nothing (a few percent more where few blocks fill each
-// other's waits), and the first load and last row that nothing hides.
+// what a walk of one block takes when it waits for nothing, and the first load, last rows and last sums that
+// nothing hides. Its constants are fitted to what an H100 measures.
 double cost(const TmaRowsShape& g, const TmaRowsSweep& s, const Device& device) {
-  constexpr double kBytes = 12.5;         // from and to memory in a cycle
-  constexpr double kSlots = 2.8;          // instructions a cycle that are issued when enough warps are ready
+  constexpr double kBytes = 13;           // from and to memory in a cycle
+  constexpr double kSlots = 2.5;          // instructions a cycle that are issued when enough warps are ready
   constexpr double kInFlight = 40 << 10;  // bytes under way for that speed
   const double tiles = 1.0 * g.slices * g.column_tiles * g.row_tiles, tasks = ceil_div(g.n, g.images);
-  const double here = std::max(1.0, std::ceil(tiles * tasks / device.multiprocessors));  // tasks
-  const double grid = tiles * g.walks;
-  const double resident = std::max(1.0, std::min(here, std::ceil(grid / device.multiprocessors)));
+  const double turns = std::ceil(tasks / g.walks), mean = tiles * tasks / device.multiprocessors;
+  const double resident = std::max(1.0, std::ceil(tiles * g.walks / device.multiprocessors));
+  // Tasks: a multiprocessor that has more than the mean has more than the mean of memory's speed for a while.
+  const double here = std::max(1.0, (mean + turns * resident) / 2);
 
-  const double pixel = 1.0 * g.channels * s.element_bytes * g.images;
+  const int line = g.channels * s.element_bytes;
+  const double pixel = 1.0 * line * g.images;
   const double rows = std::min(steps_of(g, s), s.source_h), width = std::min(g.box_w, s.source_w);
   const double swept = pixel * std::min(g.columns, g.width) * g.rows;
   const double box = pixel * width * rows;
   const double read = swept / (1.0 * s.width * s.height) * s.source_w * s.source_h;  // compulsory
-  const double moved = read + std::max(0.0, box - read) * 0.3 + swept * (s.stored_pixels + s.loads_swept);
-  const double line = 1.0 * g.channels * s.element_bytes;
-  const double cut = g.slices > 1 && g.channels * s.element_bytes % 32 != 0 ? 1.1 : 1;  // sectors are shared
-  const double narrow = cut * (line >= 128 || g.slices == 1 ? 1
-                               : line >= 64                 ? 1.04
-                               : line >= 32                 ? 1.15
-                                                            : 1.5);
+  const double moved = read + std::max(0.0, box - read) * 0.1 + swept * (s.stored_pixels + s.loads_swept);
   const double stage = (box + (s.loads_swept ? swept : 0)) / rows * std::min<double>(g.stage_rows, rows);
   const double in_flight = resident * (g.stages - 1.5) * stage;
   const double fills = std::ceil((s.loads_swept ? steps_of(g, s) : rows) / g.stage_rows);
-  const double memory = here * (moved * narrow / kBytes * std::max(1.0, kInFlight / in_flight) + fills * 30);
+  const double waits = std::max(1.0, kInFlight / in_flight);
+  const double memory = here * (moved * narrow(g, line, g.c * s.element_bytes) / kBytes * waits + fills * 60);
 
   const double warps = threads_of(g) / 32.0;
   const double slots = rows * s.row_slots + fills * 80 + 150;  // a warp's, a task
   const double arithmetic = here * warps * slots / std::min(kSlots, resident * warps / 4.0);
-  const double walk = std::ceil(tasks / g.walks) * (slots * 1.6 + fills * 150);
-  const double sums =
-      s.task_sum_floats == 0 ? 0 : 4.0 * s.window * s.window * g.channels;  // bytes, of a block
-  const double alone = 1200 + resident * (stage + 2.5 * sums) / kBytes + g.stage_rows * s.row_slots * 1.5;
+  const double walk = turns * slots * 2.4;
+  double alone = 1200 + 1.5 * resident * stage / kBytes + 8 * g.stage_rows * s.row_slots;
+  if (s.task_sum_floats > 0) {
+    const double sums = 4.0 * s.window * s.window * g.channels;  // bytes, of a block
+    const double parts = 1.0 * g.walks * g.column_tiles * g.row_tiles;
+    alone += 2 * resident * sums / kBytes + std::min(parts * sums / 64, 3000.0);  // or a second launch
+  }
   const double longest = std::max({memory, arithmetic, walk});
-  return longest * (1 + 0.06 / resident) + 0.15 * std::min(memory, arithmetic) + alone;
+  return longest * (1 + 0.05 / resident) + 0.1 * (memory + arithmetic + walk - longest) + alone;
 }
 
 struct Candidate {
@@ -160,6 +169,7 @@ std::vector<Candidate> candidates(const TmaRowsSweep& s, const Device& device) {
   for (const int parts : {1, 2, 4, 8}) rows.insert(ceil_div(s.height, std::min(parts, s.height)));
   std::vector<Candidate> list;
   for (const int c : channels) {
+    if (c < s.c && c * s.element_bytes < kLeastLine) continue;
     for (const int h : rows) {
       std::set<int> stage_rows;
       const int all = (h - 1) * s.step + s.window;
@@ -227,15 +237,20 @@ TmaRowsPlan plan_tma_rows(const TmaRowsSweep& s, const Device& device, std::stri
           .smem_bytes = smem_of(g)};
 }
 
-// The fastest few, of one tile no more than two, with stages of different depth.
+// The fastest few, of one tile no more than two, with stages of different depth, and tiles of several sizes.
 std::vector<std::string> tma_rows_configs(const TmaRowsSweep& s, const Device& device) {
   constexpr size_t kMost = 14;
+  constexpr int kMostOfSize = 4;
   std::vector<std::string> configs;
   std::map<std::array<int, 3>, std::set<int>> of_tile;  // their stages' rows
+  std::map<std::array<int, 2>, int> of_size;
   for (const auto& [choice, time] : candidates(s, device)) {
     if (configs.size() == kMost) break;
     std::set<int>& depths = of_tile[{choice.channels, choice.rows, choice.images}];
-    if (depths.size() < 2 && depths.insert(choice.stage_rows).second) configs.push_back(choice.str());
+    int& count = of_size[{choice.channels, choice.rows}];
+    if (count == kMostOfSize || depths.size() == 2 || !depths.insert(choice.stage_rows).second) continue;
+    ++count;
+    configs.push_back(choice.str());
   }
   return configs;
 }

@@ -61,6 +61,9 @@ TmaTilePlan plan_tma_tile(const TmaSweep&, const Device&, std::string_view confi
 std::vector<std::string> tma_tile_configs(const TmaSweep&, const Device&);
 
 Support tma_tile_supports(const DepthwiseConv2dProblem&, const Device&);
+// Whether tma_tile is ahead of tma_rows in fwd, and in dgrad at stride 1: where rows are wide and a slice of
+// 64 bytes of channels does not share its lines of memory unevenly with others (measured on an H100).
+bool tma_tile_ahead_of_rows(const DepthwiseConv2dProblem&);
 
 // fwd's sweep, and with dgrad's problem at stride 1 rewritten as a fwd (turned: w turned by 180 degrees).
 Plan<DepthwiseConv2dFwd::Args> plan_tma_tile_correlation(const DepthwiseConv2dProblem&, bool turned,

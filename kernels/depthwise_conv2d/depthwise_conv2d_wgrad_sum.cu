@@ -12,6 +12,7 @@ namespace kiln {
 namespace {
 
 constexpr int kSumWarps = 32;
+constexpr int kSumLoads = 9;  // of a lane that are under way together: 288 parts are one wait for memory
 
 __global__ __launch_bounds__(32 * kSumWarps) void depthwise_conv2d_wgrad_sum_kernel(
     const float* __restrict__ partial,  // [parts,elements]
@@ -26,13 +27,20 @@ __global__ __launch_bounds__(32 * kSumWarps) void depthwise_conv2d_wgrad_sum_ker
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = blockIdx.x * 32 + lane;
   const int end = i < g.elements ? g.parts * (warp + 1) / kSumWarps : 0;
   float sum = 0;
-#pragma unroll 8
-  for (int j = g.parts * warp / kSumWarps; j < end; ++j) {
-    sum += partial[static_cast<size_t>(j) * g.elements + i];
+#pragma unroll 1
+  for (int j = g.parts * warp / kSumWarps; j < end; j += kSumLoads) {
+    float part[kSumLoads];
+#pragma unroll
+    for (int k = 0; k < kSumLoads; ++k) {
+      part[k] = j + k < end ? partial[static_cast<size_t>(j + k) * g.elements + i] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < kSumLoads; ++k) sum += part[k];
   }
   sums[warp][lane] = sum;
   __syncthreads();
   if (warp > 0 || i >= g.elements) return;
+#pragma unroll
   for (int j = 1; j < kSumWarps; ++j) sum += sums[j][lane];
   if (i < g.filter) {
     dw[i] = sum;
@@ -48,6 +56,19 @@ void launch_depthwise_wgrad_sum(const DepthwiseWgradSum& g, const float* partial
   depthwise_conv2d_wgrad_sum_kernel<<<ceil_div(g.elements, 32), 32 * kSumWarps, 0, cuda_stream(stream)>>>(
       partial, g, dw, dbias);
   check_launch("depthwise_conv2d_wgrad_sum_kernel");
+}
+
+std::shared_ptr<const DeviceBuffer> depthwise_wgrad_counters(const DepthwiseWgradSum& g) {
+  if (!depthwise_wgrad_last_block_sums(g)) return nullptr;
+  const size_t bytes = sizeof(unsigned) * static_cast<size_t>(g.slices);
+  auto counters = std::make_shared<DeviceBuffer>(bytes);
+  cudaStream_t stream = nullptr;  // one of its own: work on other streams neither waits nor overtakes
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  cudaError_t status = cudaMemsetAsync(counters->data(), 0, bytes, stream);
+  if (status == cudaSuccess) status = cudaStreamSynchronize(stream);
+  cudaStreamDestroy(stream);
+  check_cuda(status, "cudaMemset of depthwise_conv2d wgrad's counters");
+  return counters;
 }
 
 void launch_depthwise_wgrad_sum_early(const DepthwiseWgradSum& g, const float* partial, float* dw,

@@ -4,14 +4,16 @@
 // Blocks, threads and the ring are fwd's (depthwise_conv2d_fwd_tma_rows.cu); a stage has rows of x and the
 // rows of dy that they are the first to meet. A thread keeps R*R sums a channel over all its images, and as
 // fp32 the kRing rows of dy that the current row of x meets: each element of either is unpacked once. In the
-// end the block adds its threads through shared memory, in a fixed order, into its part of the workspace; a
-// second launch (depthwise_conv2d_wgrad_sum.cu), on its way before the first ends, adds the parts: workspace
-// [parts, R*R(+1), C] fp32. Deterministic for a given GPU. Mirrors cpu_reference/depthwise_conv2d_naive.cpp.
+// end the block adds its threads through shared memory, in a fixed order, into its part of the workspace; the
+// last block of a slice adds the slice's parts (depthwise_conv2d_wgrad_sum.cuh) or, where they are too many
+// for one, a second launch that is on its way before the first ends (depthwise_conv2d_wgrad_sum.cu):
+// workspace [parts, R*R(+1), C] fp32. Deterministic for a given GPU. Mirrors
+// cpu_reference/depthwise_conv2d_naive.cpp.
 #include <utility>
 
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tma_rows.cuh"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tma_tile.h"
-#include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_sum.h"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_sum.cuh"
 
 namespace kiln {
 namespace {
@@ -127,11 +129,10 @@ __device__ __forceinline__ void add_threads(const float (&sums)[kMostRows][V], i
     if (i / V < rows) shared[i * threads + at.thread] = sums[i / V][i % V];
   }
   __syncthreads();
-  if (!at.works) return;
-  const int group = static_cast<int>(threadIdx.x);
+  const int group = static_cast<int>(threadIdx.x), end = at.works ? rows : 0;
   const int task = static_cast<int>(threadIdx.z) * g.strips + static_cast<int>(threadIdx.y);
 #pragma unroll 1
-  for (int row = task; row < rows; row += tasks) {
+  for (int row = task; row < end; row += tasks) {
     const float* from = shared + row * V * threads + group;
     Vec<float, V> total = {};
 #pragma unroll 2
@@ -148,6 +149,9 @@ __global__ __launch_bounds__(Config<T, kR, kStride>::kThreads, 2) void depthwise
     const __grid_constant__ CUtensorMap source,  // x [N,H,W,C]
     const __grid_constant__ CUtensorMap swept,   // dy [N,P,Q,C]
     float* __restrict__ partial,                 // [parts,sums,C]
+    unsigned* __restrict__ arrived,              // [slices], or null: a second launch adds the parts
+    float* __restrict__ dw,                      // [R,R,C]
+    float* __restrict__ dbias,                   // [C] or null
     const __grid_constant__ TmaRowsShape g, bool bias) {
   using Config = Config<T, kR, kStride>;
   constexpr int V = Config::kVector;
@@ -175,6 +179,15 @@ __global__ __launch_bounds__(Config<T, kR, kStride>::kThreads, 2) void depthwise
   const size_t index = static_cast<size_t>(blockIdx.z) * g.column_tiles + blockIdx.y;
   const int rows = kR * kR + (bias ? 1 : 0);
   add_threads(walk.sum, rows, partial + index * rows * g.c, g, at, shared);
+  if (arrived == nullptr) return;
+  const WgradSlice slice = {.parts = static_cast<int>(gridDim.y * gridDim.z),
+                            .rows = rows,
+                            .filter_rows = kR * kR,
+                            .c = g.c,
+                            .first = at.channel,
+                            .width = min(g.channels, g.c - at.channel)};
+  add_parts_in_last_block(partial, slice, arrived + blockIdx.x, dw, dbias, reinterpret_cast<float4*>(shared),
+                          at.thread, g.groups * g.strips * g.images);
 }
 
 template <class Config>
@@ -219,7 +232,10 @@ Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, co
   const TmaRowsShape& shape = plan.shape;
   const DepthwiseWgradSum sum = {.parts = shape.column_tiles * shape.row_tiles * shape.walks,
                                  .elements = (kR * kR + (p.bias ? 1 : 0)) * p.c,
-                                 .filter = kR * kR * p.c};
+                                 .filter = kR * kR * p.c,
+                                 .slices = shape.slices,
+                                 .slice_elements = (kR * kR + (p.bias ? 1 : 0)) * shape.channels,
+                                 .threads = shape.groups * shape.strips * shape.images};
   using Args = DepthwiseConv2dWgrad::Args;
   return Plan<Args>(
       sizeof(float) * sum.parts * static_cast<size_t>(sum.elements), [=](const Args& a, void* workspace) {
@@ -229,13 +245,14 @@ Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, co
             make_rows_map<T>(a.x, {p.n, p.h, p.w, p.c}, {g.images, g.stage_rows, g.box_w, g.channels});
         const CUtensorMap swept = make_rows_map<T>(a.dy, {p.n, p.p(), p.q(), p.c},
                                                    {g.images, g.stage_rows / kStride, g.columns, g.channels});
-        float* partial = static_cast<float*>(workspace);
-        return Bound([=](Stream stream) {
+        float *partial = static_cast<float*>(workspace), *dw = static_cast<float*>(a.dw);
+        float* dbias = static_cast<float*>(a.dbias);
+        return Bound([=, counters = depthwise_wgrad_counters(sum)](Stream stream) {
+          unsigned* arrived = counters ? static_cast<unsigned*>(counters->data()) : nullptr;
           kernel<<<rows_dim(plan.grid), rows_dim(plan.block), plan.smem_bytes, cuda_stream(stream)>>>(
-              source, swept, partial, plan.shape, p.bias);
+              source, swept, partial, arrived, dw, dbias, plan.shape, p.bias);
           check_launch("depthwise_conv2d_wgrad_tma_rows_kernel");
-          launch_depthwise_wgrad_sum_early(sum, partial, static_cast<float*>(a.dw),
-                                           static_cast<float*>(a.dbias), stream);
+          if (!arrived) launch_depthwise_wgrad_sum_early(sum, partial, dw, dbias, stream);
         });
       });
 }
@@ -258,7 +275,8 @@ extern const Impl<DepthwiseConv2dWgrad> depthwise_conv2d_wgrad_tma_rows = {
         },
     .configs = [](const DepthwiseConv2dProblem& p,
                   const Device& device) { return tma_rows_configs(sweep(p), device); },
-    // Wide rows and filters of 5x5 keep tma_tile and two_stage ahead (measured on an H100).
-    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3 && p.w <= 16; }};
+    // Wide rows at stride 1 and filters of 5x5 keep tma_tile and two_stage ahead (measured on an H100).
+    .preferred = [](const DepthwiseConv2dProblem& p,
+                    const Device&) { return p.r == 3 && (p.w <= 16 || p.stride_h == 2); }};
 
 }  // namespace kiln

@@ -6,13 +6,14 @@
 // pair of channels, kColumns neighbouring columns and some rows of each tile; it keeps R*R pairs of fp32 sums
 // over all its tiles, and the kR x-rows under its current dy row in a ring of registers. In the end the block
 // adds the threads of a pair, a filter row at a time, through shared memory, in a fixed order, into its part
-// of the workspace; a second launch (depthwise_conv2d_wgrad_sum.cu) adds the parts: workspace [parts,
-// R*R(+1), C] fp32. Shared memory and preconditions as in fwd (depthwise_conv2d_fwd_tma_tile.cu).
-// Deterministic for a given GPU. Mirrors cpu_reference/depthwise_conv2d_naive.cpp.
+// of the workspace; the last block of a slice, or a second launch, adds the parts as in tma_rows
+// (depthwise_conv2d_wgrad_tma_rows.cu): workspace [parts, R*R(+1), C] fp32. Shared memory and preconditions
+// as in fwd (depthwise_conv2d_fwd_tma_tile.cu). Deterministic for a given GPU. Mirrors
+// cpu_reference/depthwise_conv2d_naive.cpp.
 #include <utility>
 
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tma_tile.cuh"
-#include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_sum.h"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_sum.cuh"
 
 namespace kiln {
 namespace {
@@ -130,9 +131,13 @@ __launch_bounds__(kTmaTileThreads, Config<kR, kStride>::kBlocks) void depthwise_
     const __grid_constant__ CUtensorMap source,  // x [N,H,W,C]
     const __grid_constant__ CUtensorMap swept,   // dy [N,P,Q,C]
     float* __restrict__ partial,                 // [parts,sums,C]
+    unsigned* __restrict__ arrived,              // [slices], or null: a second launch adds the parts
+    float* __restrict__ dw,                      // [R,R,C]
+    float* __restrict__ dbias,                   // [C] or null
     const __grid_constant__ TmaTileShape g, bool bias) {
   using Config = Config<kR, kStride>;
   extern __shared__ unsigned char raw[];
+  allow_next_launch();
   const TileRing ring(raw, g, &source, &swept);
   const TileTask task(g, Config::kColumns, ring.channel);
   Window<T, Config> window;
@@ -152,6 +157,15 @@ __launch_bounds__(kTmaTileThreads, Config<kR, kStride>::kBlocks) void depthwise_
     const float2 bias_sum[1] = {window.bias_sum};
     add_tasks(bias_sum, part + kR * kR * g.c, g, task, ring.channel, shared);
   }
+  if (arrived == nullptr) return;
+  const WgradSlice slice = {.parts = g.blocks,
+                            .rows = kR * kR + (bias ? 1 : 0),
+                            .filter_rows = kR * kR,
+                            .c = g.c,
+                            .first = ring.channel,
+                            .width = min(g.channels, g.c - ring.channel)};
+  add_parts_in_last_block(partial, slice, arrived + ring.channel / g.channels, dw, dbias,
+                          reinterpret_cast<float4*>(shared), static_cast<int>(threadIdx.x), kTmaTileThreads);
 }
 
 template <class Config>
@@ -185,8 +199,12 @@ template <class T, int kR, int kStride>
 Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, const TmaTilePlan& plan) {
   const auto kernel = depthwise_conv2d_wgrad_tma_tile_kernel<T, kR, kStride>;
   allow_shared_memory(kernel);
-  const DepthwiseWgradSum sum = {
-      .parts = plan.shape.blocks, .elements = (kR * kR + (p.bias ? 1 : 0)) * p.c, .filter = kR * kR * p.c};
+  const DepthwiseWgradSum sum = {.parts = plan.shape.blocks,
+                                 .elements = (kR * kR + (p.bias ? 1 : 0)) * p.c,
+                                 .filter = kR * kR * p.c,
+                                 .slices = plan.shape.slices,
+                                 .slice_elements = (kR * kR + (p.bias ? 1 : 0)) * plan.shape.channels,
+                                 .threads = kTmaTileThreads};
   using Args = DepthwiseConv2dWgrad::Args;
   return Plan<Args>(
       sizeof(float) * sum.parts * static_cast<size_t>(sum.elements), [=](const Args& a, void* workspace) {
@@ -196,13 +214,14 @@ Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, co
             make_tile_map<T>(a.x, {p.n, p.h, p.w, p.c, g.images, g.box_h, g.box_w, g.channels});
         const CUtensorMap swept =
             make_tile_map<T>(a.dy, {p.n, p.p(), p.q(), p.c, g.images, g.rows, g.columns, g.channels});
-        float* partial = static_cast<float*>(workspace);
-        return Bound([=](Stream stream) {
-          kernel<<<plan.grid, kTmaTileThreads, plan.smem_bytes, cuda_stream(stream)>>>(source, swept, partial,
-                                                                                       plan.shape, p.bias);
+        float *partial = static_cast<float*>(workspace), *dw = static_cast<float*>(a.dw);
+        float* dbias = static_cast<float*>(a.dbias);
+        return Bound([=, counters = depthwise_wgrad_counters(sum)](Stream stream) {
+          unsigned* arrived = counters ? static_cast<unsigned*>(counters->data()) : nullptr;
+          kernel<<<plan.grid, kTmaTileThreads, plan.smem_bytes, cuda_stream(stream)>>>(
+              source, swept, partial, arrived, dw, dbias, plan.shape, p.bias);
           check_launch("depthwise_conv2d_wgrad_tma_tile_kernel");
-          launch_depthwise_wgrad_sum(sum, partial, static_cast<float*>(a.dw), static_cast<float*>(a.dbias),
-                                     stream);
+          if (!arrived) launch_depthwise_wgrad_sum_early(sum, partial, dw, dbias, stream);
         });
       });
 }

@@ -5,16 +5,23 @@
 namespace kiln {
 
 std::string LinearProblem::str() const {
-  return ProblemWriter().field("n", n).field("c", c).field("k", k).flag("bias", bias).str();
+  return ProblemWriter()
+      .field("n", n)
+      .field("c", c)
+      .field("k", k)
+      .flag("bias", bias)
+      .flag("f32out", f32_out)
+      .str();
 }
 
 LinearProblem LinearProblem::parse(std::string_view text, DType dtype) {
-  const ProblemReader in("linear", text, {"n", "c", "k"}, {"bias"});
+  const ProblemReader in("linear", text, {"n", "c", "k"}, {"bias", "f32out"});
   LinearProblem p;
   p.n = static_cast<int>(in.integer("n"));
   p.c = static_cast<int>(in.integer("c"));
   p.k = static_cast<int>(in.integer("k"));
   p.bias = in.flag("bias");
+  p.f32_out = in.flag("f32out");
   p.dtype = dtype;
   p.validate();
   return p;
@@ -36,13 +43,14 @@ std::vector<TensorSpec> LinearFwd::tensors(const LinearProblem& p) {
   return {{.name = "x", .shape = {p.n, p.c}, .dtype = p.dtype},
           {.name = "w", .shape = {p.k, p.c}, .dtype = p.dtype},
           {.name = "bias", .shape = {p.k}, .role = p.bias ? Role::kIn : Role::kAbsent},
-          {.name = "y", .shape = {p.n, p.k}, .dtype = p.dtype, .role = Role::kOut, .terms = 1.0 * p.c}};
+          {.name = "y", .shape = {p.n, p.k}, .dtype = p.out_dtype(), .role = Role::kOut, .terms = 1.0 * p.c}};
 }
 
 std::vector<TensorSpec> LinearDgrad::tensors(const LinearProblem& p) {
-  return {{.name = "dy", .shape = {p.n, p.k}, .dtype = p.dtype},
-          {.name = "w", .shape = {p.k, p.c}, .dtype = p.dtype},
-          {.name = "dx", .shape = {p.n, p.c}, .dtype = p.dtype, .role = Role::kOut, .terms = 1.0 * p.k}};
+  return {
+      {.name = "dy", .shape = {p.n, p.k}, .dtype = p.dtype},
+      {.name = "w", .shape = {p.k, p.c}, .dtype = p.dtype},
+      {.name = "dx", .shape = {p.n, p.c}, .dtype = p.out_dtype(), .role = Role::kOut, .terms = 1.0 * p.k}};
 }
 
 std::vector<TensorSpec> LinearWgrad::tensors(const LinearProblem& p) {

@@ -74,12 +74,16 @@ struct Traits;
 
 template <>
 struct Traits<LinearFwd> {
-  static Gemm gemm(const LinearProblem& p) { return {p.k, p.n, p.c, true, false, p.dtype, p.dtype, p.bias}; }
+  static Gemm gemm(const LinearProblem& p) {
+    return {p.k, p.n, p.c, true, false, p.dtype, p.out_dtype(), p.bias};
+  }
   static Operands operands(const LinearFwd::Args& a) { return {a.w, a.x, a.bias, a.y}; }
 };
 template <>
 struct Traits<LinearDgrad> {
-  static Gemm gemm(const LinearProblem& p) { return {p.c, p.n, p.k, false, false, p.dtype, p.dtype, false}; }
+  static Gemm gemm(const LinearProblem& p) {
+    return {p.c, p.n, p.k, false, false, p.dtype, p.out_dtype(), false};
+  }
   static Operands operands(const LinearDgrad::Args& a) { return {a.w, a.dy, nullptr, a.dx}; }
 };
 template <>
@@ -194,7 +198,7 @@ Support supports_any(const LinearProblem& p, const Device& device) {
 }
 
 Support supports_fwd(const LinearProblem& p, const Device& device) {
-  if (p.bias && p.dtype == DType::kBF16)
+  if (p.bias && p.out_dtype() == DType::kBF16)
     return Support::no("cuBLASLt wants a bias of the output's type, bf16");
   return supports_any(p, device);
 }

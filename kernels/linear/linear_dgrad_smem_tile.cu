@@ -14,11 +14,11 @@ namespace {
 namespace tile = linear_tile;
 using Config = tile::WideConfig;
 
-template <class T>
+template <class T, class Out>
 __global__ __launch_bounds__(Config::kThreads) void linear_dgrad_smem_tile_kernel(
     const T* __restrict__ dy,     // [N,K]
     const T* __restrict__ w,      // [K,C]
-    T* __restrict__ dx,           // [N,C]
+    Out* __restrict__ dx,         // [N,C]
     float* __restrict__ partial,  // [splits, partial_stride], used where there is more than one split
     const __grid_constant__ tile::Shape shape) {
   __shared__ tile::Memory<Config> memory;
@@ -31,17 +31,19 @@ __global__ __launch_bounds__(Config::kThreads) void linear_dgrad_smem_tile_kerne
   }
 }
 
-template <class T>
+template <class T, class Out>
 Plan<LinearDgrad::Args> plan(const LinearProblem& p, const Device& device) {
   const tile::Shape shape = tile::plan_shape<Config>(p.n, p.c, p.k, p.k, p.c, device);
-  const auto launch = [shape, dtype = p.dtype](const LinearDgrad::Args& a, void* workspace, Stream stream) {
+  const auto launch = [shape, dtype = p.out_dtype()](const LinearDgrad::Args& a, void* workspace,
+                                                     Stream stream) {
     auto* partial = static_cast<float*>(workspace);
-    linear_dgrad_smem_tile_kernel<T><<<tile::grid<Config>(shape), Config::kThreads, 0, cuda_stream(stream)>>>(
-        static_cast<const T*>(a.dy), static_cast<const T*>(a.w), static_cast<T*>(a.dx), partial, shape);
+    linear_dgrad_smem_tile_kernel<T, Out>
+        <<<tile::grid<Config>(shape), Config::kThreads, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.dy), static_cast<const T*>(a.w), static_cast<Out*>(a.dx), partial, shape);
     check_launch("linear_dgrad_smem_tile_kernel");
-    if (shape.splits > 1) tile::sum_splits(partial, shape, nullptr, a.dx, dtype, nullptr, stream);
+    if (shape.splits > 1) linear_sum_splits(partial, shape.split(), nullptr, a.dx, dtype, nullptr, stream);
   };
-  return make_plan<LinearDgrad::Args>(tile::workspace_bytes(shape), launch);
+  return make_plan<LinearDgrad::Args>(shape.split().workspace_bytes(), launch);
 }
 
 }  // namespace
@@ -52,7 +54,8 @@ extern const Impl<LinearDgrad> linear_dgrad_smem_tile = {
     .plan =
         [](const LinearProblem& p, const Device& device, std::string_view config) {
           require_no_config(config);
-          return p.dtype == DType::kBF16 ? plan<bf16>(p, device) : plan<float>(p, device);
+          if (p.dtype == DType::kF32) return plan<float, float>(p, device);
+          return p.f32_out ? plan<bf16, float>(p, device) : plan<bf16, bf16>(p, device);
         }};
 
 }  // namespace kiln

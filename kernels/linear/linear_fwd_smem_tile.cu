@@ -13,12 +13,12 @@ namespace {
 
 namespace tile = linear_tile;
 
-template <class Config, class T>
+template <class Config, class T, class Out>
 __global__ __launch_bounds__(Config::kThreads) void linear_fwd_smem_tile_kernel(
     const T* __restrict__ x,         // [N,C]
     const T* __restrict__ w,         // [K,C]
     const float* __restrict__ bias,  // [K] or null
-    T* __restrict__ y,               // [N,K]
+    Out* __restrict__ y,             // [N,K]
     float* __restrict__ partial,     // [splits, partial_stride], used where there is more than one split
     const __grid_constant__ tile::Shape shape) {
   __shared__ tile::Memory<Config> memory;
@@ -31,26 +31,27 @@ __global__ __launch_bounds__(Config::kThreads) void linear_fwd_smem_tile_kernel(
   }
 }
 
-template <class Config, class T>
+template <class Config, class T, class Out>
 Plan<LinearFwd::Args> plan(const LinearProblem& p, const Device& device) {
   const tile::Shape shape = tile::plan_shape<Config>(p.n, p.k, p.c, p.c, p.c, device);
-  const auto launch = [shape, dtype = p.dtype](const LinearFwd::Args& a, void* workspace, Stream stream) {
+  const auto launch = [shape, dtype = p.out_dtype()](const LinearFwd::Args& a, void* workspace,
+                                                     Stream stream) {
     const auto* bias = static_cast<const float*>(a.bias);
     auto* partial = static_cast<float*>(workspace);
-    linear_fwd_smem_tile_kernel<Config, T>
+    linear_fwd_smem_tile_kernel<Config, T, Out>
         <<<tile::grid<Config>(shape), Config::kThreads, 0, cuda_stream(stream)>>>(
-            static_cast<const T*>(a.x), static_cast<const T*>(a.w), bias, static_cast<T*>(a.y), partial,
+            static_cast<const T*>(a.x), static_cast<const T*>(a.w), bias, static_cast<Out*>(a.y), partial,
             shape);
     check_launch("linear_fwd_smem_tile_kernel");
-    if (shape.splits > 1) tile::sum_splits(partial, shape, bias, a.y, dtype, nullptr, stream);
+    if (shape.splits > 1) linear_sum_splits(partial, shape.split(), bias, a.y, dtype, nullptr, stream);
   };
-  return make_plan<LinearFwd::Args>(tile::workspace_bytes(shape), launch);
+  return make_plan<LinearFwd::Args>(shape.split().workspace_bytes(), launch);
 }
 
-template <class T>
+template <class T, class Out>
 Plan<LinearFwd::Args> plan_for_width(const LinearProblem& p, const Device& device) {
-  return p.k <= tile::kFew ? plan<tile::FewColumnsConfig, T>(p, device)
-                           : plan<tile::WideConfig, T>(p, device);
+  return p.k <= tile::kFew ? plan<tile::FewColumnsConfig, T, Out>(p, device)
+                           : plan<tile::WideConfig, T, Out>(p, device);
 }
 
 }  // namespace
@@ -61,7 +62,8 @@ extern const Impl<LinearFwd> linear_fwd_smem_tile = {
     .plan =
         [](const LinearProblem& p, const Device& device, std::string_view config) {
           require_no_config(config);
-          return p.dtype == DType::kBF16 ? plan_for_width<bf16>(p, device) : plan_for_width<float>(p, device);
+          if (p.dtype == DType::kF32) return plan_for_width<float, float>(p, device);
+          return p.f32_out ? plan_for_width<bf16, float>(p, device) : plan_for_width<bf16, bf16>(p, device);
         }};
 
 }  // namespace kiln

@@ -28,28 +28,28 @@ __device__ double dot(const T* a, size_t a_stride, const T* b, size_t b_stride, 
 __device__ long long first_element() { return static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x; }
 __device__ long long element_stride() { return static_cast<long long>(gridDim.x) * kThreads; }
 
-template <class T>
+template <class T, class Out>
 __global__ __launch_bounds__(kThreads) void linear_fwd_naive_kernel(
     const T* __restrict__ x,         // [N,C]
     const T* __restrict__ w,         // [K,C]
     const float* __restrict__ bias,  // [K] or null
-    T* __restrict__ y,               // [N,K]
+    Out* __restrict__ y,             // [N,K]
     int n, int c, int k) {
   for (long long i = first_element(); i < static_cast<long long>(n) * k; i += element_stride()) {
     const size_t in = i / k, ik = i % k;
     const double sum = dot(x + in * c, 1, w + ik * c, 1, c);
-    y[i] = from_float<T>(static_cast<float>(sum + (bias ? bias[ik] : 0.0f)));
+    y[i] = from_float<Out>(static_cast<float>(sum + (bias ? bias[ik] : 0.0f)));
   }
 }
 
-template <class T>
+template <class T, class Out>
 __global__ __launch_bounds__(kThreads) void linear_dgrad_naive_kernel(const T* __restrict__ dy,  // [N,K]
                                                                       const T* __restrict__ w,   // [K,C]
-                                                                      T* __restrict__ dx,        // [N,C]
+                                                                      Out* __restrict__ dx,      // [N,C]
                                                                       int n, int c, int k) {
   for (long long i = first_element(); i < static_cast<long long>(n) * c; i += element_stride()) {
     const size_t in = i / c, ic = i % c;
-    dx[i] = from_float<T>(static_cast<float>(dot(dy + in * k, 1, w + ic, c, k)));
+    dx[i] = from_float<Out>(static_cast<float>(dot(dy + in * k, 1, w + ic, c, k)));
   }
 }
 
@@ -79,21 +79,21 @@ Support supports(const LinearProblem&, const Device&) { return Support::yes(); }
 
 unsigned blocks_for(int rows, int columns) { return grid_for(1LL * rows * columns, kThreads, kMostBlocks); }
 
-template <class T>
+template <class T, class Out>
 Plan<LinearFwd::Args> plan_fwd(const LinearProblem& p) {
   return make_plan<LinearFwd::Args>(0, [p](const LinearFwd::Args& a, void*, Stream stream) {
-    linear_fwd_naive_kernel<T><<<blocks_for(p.n, p.k), kThreads, 0, cuda_stream(stream)>>>(
+    linear_fwd_naive_kernel<T, Out><<<blocks_for(p.n, p.k), kThreads, 0, cuda_stream(stream)>>>(
         static_cast<const T*>(a.x), static_cast<const T*>(a.w), static_cast<const float*>(a.bias),
-        static_cast<T*>(a.y), p.n, p.c, p.k);
+        static_cast<Out*>(a.y), p.n, p.c, p.k);
     check_launch("linear_fwd_naive_kernel");
   });
 }
 
-template <class T>
+template <class T, class Out>
 Plan<LinearDgrad::Args> plan_dgrad(const LinearProblem& p) {
   return make_plan<LinearDgrad::Args>(0, [p](const LinearDgrad::Args& a, void*, Stream stream) {
-    linear_dgrad_naive_kernel<T><<<blocks_for(p.n, p.c), kThreads, 0, cuda_stream(stream)>>>(
-        static_cast<const T*>(a.dy), static_cast<const T*>(a.w), static_cast<T*>(a.dx), p.n, p.c, p.k);
+    linear_dgrad_naive_kernel<T, Out><<<blocks_for(p.n, p.c), kThreads, 0, cuda_stream(stream)>>>(
+        static_cast<const T*>(a.dy), static_cast<const T*>(a.w), static_cast<Out*>(a.dx), p.n, p.c, p.k);
     check_launch("linear_dgrad_naive_kernel");
   });
 }
@@ -119,7 +119,8 @@ extern const Impl<LinearFwd> linear_fwd_naive = {
     .supports = supports,
     .plan = [](const LinearProblem& p, const Device&, std::string_view config) {
       require_no_config(config);
-      return p.dtype == DType::kBF16 ? plan_fwd<bf16>(p) : plan_fwd<float>(p);
+      if (p.dtype == DType::kF32) return plan_fwd<float, float>(p);
+      return p.f32_out ? plan_fwd<bf16, float>(p) : plan_fwd<bf16, bf16>(p);
     }};
 
 extern const Impl<LinearDgrad> linear_dgrad_naive = {
@@ -127,7 +128,8 @@ extern const Impl<LinearDgrad> linear_dgrad_naive = {
     .supports = supports,
     .plan = [](const LinearProblem& p, const Device&, std::string_view config) {
       require_no_config(config);
-      return p.dtype == DType::kBF16 ? plan_dgrad<bf16>(p) : plan_dgrad<float>(p);
+      if (p.dtype == DType::kF32) return plan_dgrad<float, float>(p);
+      return p.f32_out ? plan_dgrad<bf16, float>(p) : plan_dgrad<bf16, bf16>(p);
     }};
 
 extern const Impl<LinearWgrad> linear_wgrad_naive = {

@@ -14,6 +14,7 @@
 #include "kernels/common/grid.h"
 #include "kernels/common/impl.h"
 #include "kernels/common/vec.cuh"
+#include "kernels/linear/linear_split.h"
 
 namespace kiln::linear_tile {
 
@@ -37,6 +38,7 @@ struct Shape {
   int chunk = 1;              // of l, for each blockIdx.y; a multiple of kDepth unless there is one
   int splits = 1;             // blocks in y
   size_t partial_stride = 0;  // floats from one split's partial sums to the next: [m,n], then [m] row sums
+  LinearSplit split() const { return {.rows = m, .columns = n, .count = splits}; }
 };
 
 // Shared memory of one operand: kDepth rows of kTile values, padded by one 16-byte access.
@@ -236,7 +238,7 @@ Shape plan_shape(int m, int n, int l, int lda, int ldb, const Device& device) {
   Shape shape{.m = m, .n = n, .l = l, .lda = lda, .ldb = ldb};
   shape.splits = ceil_div(depth_tiles, tiles_each);
   shape.chunk = shape.splits == 1 ? l : tiles_each * C::kDepth;
-  shape.partial_stride = (static_cast<size_t>(m) * n + m + 3) / 4 * 4;
+  shape.partial_stride = shape.split().stride();
   return shape;
 }
 
@@ -245,14 +247,5 @@ dim3 grid(const Shape& s) {
   const long long tiles = ceil_div<long long>(s.m, C::kRows) * ceil_div<long long>(s.n, C::kColumns);
   return {static_cast<unsigned>(tiles), static_cast<unsigned>(s.splits)};
 }
-
-inline size_t workspace_bytes(const Shape& s) {
-  return s.splits > 1 ? s.splits * s.partial_stride * sizeof(float) : 0;
-}
-
-// Adds the splits' partial sums in order: out[m,n] of dtype (kF32 or kBF16), plus bias[n] where not null, and
-// row_sums[m] where not null.
-void sum_splits(const float* partial, const Shape& shape, const float* bias, void* out, DType dtype,
-                float* row_sums, Stream stream);
 
 }  // namespace kiln::linear_tile

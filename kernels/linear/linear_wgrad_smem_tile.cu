@@ -46,9 +46,10 @@ Plan<LinearWgrad::Args> plan(const LinearProblem& p, const Device& device) {
             static_cast<const T*>(a.dy), static_cast<const T*>(a.x), static_cast<float*>(a.dw), dbias,
             partial, shape);
     check_launch("linear_wgrad_smem_tile_kernel");
-    if (shape.splits > 1) tile::sum_splits(partial, shape, nullptr, a.dw, DType::kF32, dbias, stream);
+    if (shape.splits > 1)
+      linear_sum_splits(partial, shape.split(), nullptr, a.dw, DType::kF32, dbias, stream);
   };
-  return make_plan<LinearWgrad::Args>(tile::workspace_bytes(shape), launch);
+  return make_plan<LinearWgrad::Args>(shape.split().workspace_bytes(), launch);
 }
 
 template <class T>

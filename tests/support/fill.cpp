@@ -63,6 +63,7 @@ void fill_one(HostTensor& tensor, size_t index, uint64_t seed, FillMode mode, in
         });
       }
       fill_normal(seed, index, values, count);
+#pragma omp parallel for schedule(static) if (count > 65536)
       for (int64_t i = 0; i < count; ++i) values[i] *= 4;
       return;
     }

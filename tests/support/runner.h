@@ -4,10 +4,12 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "harness/execute.h"
 #include "kernels/common/registry.h"
 #include "tests/support/fill.h"
+#include "tests/support/staging.h"
 
 namespace kiln {
 
@@ -42,6 +44,7 @@ struct Verdict {
 // Inputs of a problem and what the judge makes of them, both in fp32 (integers as they are).
 struct Reference {
   HostTensors inputs, outputs;
+  std::vector<double> rms;  // root mean square of each output; not finite where one of its elements is not
 };
 
 // Cached: cases of one problem, mode and seed share it (and, in exact mode, all dtypes).
@@ -51,12 +54,11 @@ std::shared_ptr<const Reference> judge(const Case& c);
 // a guard that was overwritten and for a launch that failed.
 HostTensors run(const Case& c, const HostTensors& inputs, unsigned char garbage);
 
-// Every output against the judge's.
-Verdict compare(const Case& c, const HostTensors& got, const HostTensors& want);
+// What is wrong with which case, and how to repeat it.
+Verdict wrong_verdict(const Case& c, const std::string& what);
 
-// compare() without a registry pass: `specs` of the dtype that ran.
-Verdict compare_tensors(const Case& c, const std::vector<TensorSpec>& specs, const HostTensors& got,
-                        const HostTensors& want);
+// Every output against the judge's, element by element; `got` in the order of the pass's tensors.
+Verdict compare(const Case& c, const std::vector<TensorView>& got, const Reference& want);
 
 // The whole test of an implementation on a problem: exact data where a sum or a selection can be exact, real
 // data, and twice the same bits (peers excepted). Turns Errors into verdicts.

@@ -52,6 +52,8 @@ std::vector<NamedProblem> full(const std::vector<NamedProblem>& peers,
       append(list, {{p.label, p.op, slab ? p.text : with_batch(p.text, batch), p.passes}});
     }
   }
+  append(list, {{"mlp.n512_c25088_k4096", "linear", "n512_c25088_k4096", ""},
+                {"mlp.n8192_c1024_k1000.f32out", "linear", "n8192_c1024_k1000_f32out", "fwd,dgrad"}});
   return unique(list);
 }
 

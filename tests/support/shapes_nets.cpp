@@ -275,6 +275,13 @@ std::vector<NamedProblem> peer_problems() {
     list.push_back({v.label, "global_max_pool", text(v) + "_arg32", ""});
     list.push_back({v.label, "global_avg_pool", text(v), "fwd"});
   }
+  // Classifiers (their bias is no part of cuBLAS's bf16 product) and layers of a general perceptron.
+  for (const char* rows : {"n512_c2048_k10", "n512_c512_k10", "n512_c1280_k10", "n2000_c1024_k10"}) {
+    list.push_back({std::string("classifier.") + rows, "linear", rows, ""});
+  }
+  for (const char* rows : {"n2000_c4096_k4096", "n8192_c1024_k1000"}) {
+    list.push_back({std::string("mlp.") + rows, "linear", rows, ""});
+  }
   const Image smooth = {"airbench.block1.act", 2000, 64, 15};
   for (const char* act : {"gelu", "silu"}) list.push_back({smooth.label, act, text(smooth), ""});
   list.push_back({"mobilenet_v2.expand.96.relu6", "relu6", "n512_h32_w32_c96", ""});

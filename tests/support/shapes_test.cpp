@@ -11,6 +11,22 @@ std::string num(long long value) { return std::to_string(value); }
 
 std::string channels(int c) { return "_c" + num(c); }
 
+// Every epilogue of a convolution that is more than a bias.
+std::vector<std::string> test_epilogues() {
+  std::vector<std::string> list;
+  for (const char* scale : {"", "_scale"}) {
+    for (const char* bias : {"", "_bias"}) {
+      for (const char* residual : {"", "_res"}) {
+        for (const char* act : {"", "_relu", "_relu6", "_gelu", "_silu"}) {
+          const std::string epilogue = std::string(scale) + bias + residual + act;
+          if (!epilogue.empty() && epilogue != "_bias") list.push_back(epilogue);
+        }
+      }
+    }
+  }
+  return list;
+}
+
 constexpr const char* kElementwise[] = {"relu", "relu6", "gelu", "silu", "add"};
 
 }  // namespace
@@ -100,22 +116,38 @@ std::vector<NamedProblem> test_convolutions() {
                             "n2_h9_w9_c8_k16_r15_p14_st2", "n1_h8_w8_c16_k16_r3_cs18"}) {
     add("fours", fours);
   }
+  add("fours", "n2_h7_w9_c20_k36_r3_bias", "fwd,wgrad");
+  add("fours", "n2_h7_w9_c20_k36_r3_acc", "dgrad");
   for (const char* input : {"n2_h32_w32_c3_k32_r3", "n2_h32_w32_c3_k32_r3_cs8", "n2_h32_w32_c3_k32_r3_cs4",
                             "n2_h7_w9_c3_k17_r3_cs8", "n2_h8_w8_c3_k16_r5_st2_cs8",
                             "n1_h8_w8_c16_k16_r3_cs24", "n2_h8_w8_c1_k16_r3_cs8", "n2_h8_w8_c3_k10_r1_cs8"}) {
     add("image", input);
   }
   // wgrad: parts of unequal tiles, taps that never leave the padding, blocks of images with a rest, maps that
-  // are walked by rows.
+  // are walked by rows, one column tile, one part, fewer steps than blocks that share them.
   for (const char* sums :
-       {"n70_h4_w4_c72_k136_r3", "n100_h8_w8_c64_k40_r3_st2", "n130_h3_w3_c128_k72_r3",
-        "n70_h2_w2_c128_k8_r7", "n66_h5_w3_c40_k24_r3x5", "n200_h4_w4_c128_k24_r3_st2x1",
-        "n3_h9_w7_c96_k24_r1", "n64_h4_w4_c200_k72_r1", "n3_h31_w31_c24_k40_r3", "n2_h15_w15_c64_k72_r3",
-        "n2_h16_w20_c40_k16_r3_p2", "n2_h5_w48_c72_k8_r3_p0x1", "n3_h4_w62_c8_k8_r3_p1x2",
-        "n140_h16_w16_c16_k16_r3", "n600_h4_w4_c64_k16_r3", "n2_h33_w30_c64_k64_r3",
-        "n3_h15_w15_c24_k16_r3_bias", "n90_h4_w4_c64_k16_r3_bias"}) {
+       {"n70_h4_w4_c72_k136_r3",   "n100_h8_w8_c64_k40_r3_st2",  "n130_h3_w3_c128_k72_r3",
+        "n70_h2_w2_c128_k8_r7",    "n66_h5_w3_c40_k24_r3x5",     "n200_h4_w4_c128_k24_r3_st2x1",
+        "n3_h9_w7_c96_k24_r1",     "n64_h4_w4_c200_k72_r1",      "n3_h31_w31_c24_k40_r3",
+        "n2_h15_w15_c64_k72_r3",   "n2_h16_w20_c40_k16_r3_p2",   "n2_h5_w48_c72_k8_r3_p0x1",
+        "n3_h4_w62_c8_k8_r3_p1x2", "n140_h16_w16_c16_k16_r3",    "n600_h4_w4_c64_k16_r3",
+        "n2_h33_w30_c64_k64_r3",   "n3_h15_w15_c24_k16_r3_bias", "n90_h4_w4_c64_k16_r3_bias",
+        "n520_h3_w3_c64_k24_r3",   "n40_h4_w4_c264_k136_r1",     "n2_h6_w6_c128_k264_r3",
+        "n300_h2_w2_c72_k72_r2",   "n1_h3_w2_c8_k8_r3_p0x1",     "n160_h8_w8_c8_k264_r1"}) {
     add("sums", sums, "wgrad");
   }
+  // One output pixel of many images a tile: images that fill no tile, pixels without a tap or with some, all
+  // pixels at the rim, more than one tile a block, of unequal length, more tiles than a block's list has.
+  for (const char* pixels : {"n130_h3_w3_c72_k72_r3", "n130_h2_w2_c64_k264_r3", "n257_h2_w2_c72_k72_r3",
+                             "n200_h1_w2_c64_k64_r5_p4", "n193_h3_w5_c24_k40_r3x5_p2x4",
+                             "n150_h9_w9_c8_k16_r3_p0", "n140_h24_w20_c8_k8_r3", "n3_h38_w36_c8_k136_r3",
+                             "n1_h1_w1200_c8_k8_r3", "n385_h3_w3_c24_k136_r3", "n140_h9_w9_c8_k136_r3"}) {
+    add("pixel", pixels);
+  }
+  add("pixel", "n150_h8_w7_c40_k72_r3_st2_bias", "fwd");
+  add("pixel", "n260_h3_w4_c40_k40_r3_cs48_bias", "fwd");
+  add("pixel", "n260_h3_w3_c72_k40_r3_acc", "dgrad");
+  add("pixel", "n150_h24_w20_c8_k8_r3_acc", "dgrad");
   // Few channels: the 2x2 filter of whitening, tiles of several images and of one row, blocks of several
   // tiles, filters of more than 32 terms or 64 channels.
   for (const char* few : {"n3_h31_w31_c3_k24_r2_p0", "n70_h4_w4_c3_k64_r3", "n300_h1_w1_c3_k8_r3",
@@ -139,6 +171,28 @@ std::vector<NamedProblem> test_convolutions() {
         "n1_h9_w9_c8_k16_r3_st2_acc", "n2_h8_w8_c32_k64_r1_st2_acc", "n2_h8_w8_c64_k64_r3_acc",
         "n2_h8_w8_c8_k8_r5_acc", "n2_h9_w9_c24_k16_r3_st1x2_acc", "n2_h15_w15_c24_k64_r3_acc"}) {
     add("accumulate", residual, "dgrad");
+  }
+  // Epilogues: all of them on a shape of odd channels, a third of them on shapes that
+  // the others take: whole map rows, swept maps, tiles in lines, in boxes, shared by two blocks, few
+  // channels.
+  const std::vector<std::string> epilogues = test_epilogues();
+  for (const std::string& epilogue : epilogues) add("epilogue", "n2_h7_w9_c17_k17_r3" + epilogue, "fwd");
+  size_t turn = 0;
+  for (const std::string shape :
+       {"n2_h7_w9_c20_k20_r3", "n3_h8_w8_c64_k72_r3", "n2_h15_w15_c24_k40_r3", "n2_h15_w15_c40_k136_r3",
+        "n3_h7_w9_c24_k144_r1", "n5_h8_w8_c24_k96_r1", "n9_h4_w4_c576_k160_r1", "n3_h31_w31_c3_k24_r3_cs8",
+        "n5_h7_w9_c5_k72_r3_st2_cs6", "n2_h9_w9_c8_k16_r3_st2", "n2_h8_w8_c64_k10_r3", "n1_h1_w1_c64_k64_r3",
+        "n2_h9_w7_c264_k264_r3_st2", "n131_h15_w17_c8_k160_r1"}) {
+    add("epilogue", shape + "_scale_bias_res_relu", "fwd");
+    for (size_t i = turn++ % 3; i < epilogues.size(); i += 3) {
+      if (epilogues[i] != "_scale_bias_res_relu") add("epilogue", shape + epilogues[i], "fwd");
+    }
+  }
+  for (const char* many : {"n140_h16_w16_c16_k16_r3_scale_bias_res_relu", "n132_h16_w16_c16_k96_r1_res_relu6",
+                           "n132_h16_w16_c16_k192_r1_scale_bias_res", "n600_h16_w16_c3_k8_r3_bias_res_relu",
+                           "n66_h3_w3_c64_k264_r3_scale_bias_res_relu",
+                           "n130_h4_w4_c64_k72_r3_bias_res_relu6", "n130_h4_w4_c64_k72_r3_scale"}) {
+    add("epilogue", many, "fwd");
   }
   return list;
 }
@@ -205,6 +259,15 @@ std::vector<NamedProblem> test_other_layers() {
   for (const char* text : {"n32_c2048_k10_bias", "n128_c65_k129", "n129_c33_k31_bias", "n8_c768_k256_bias"}) {
     add("linear", text);
   }
+  // One row, one output and one slice of features; rows that tensor maps refuse; more tiles than a band has;
+  // sums that are cut; results in fp32.
+  for (const char* text :
+       {"n1_c8_k1", "n1_c2056_k10_bias", "n3_c8_k10_bias_f32out", "n7_c24_k8_bias", "n9_c520_k16_f32out",
+        "n17_c1031_k10_bias", "n65_c72_k33_f32out", "n130_c264_k136_bias", "n130_c520_k128_bias",
+        "n64_c72_k72_f32out", "n300_c72_k72_bias_f32out", "n33_c2056_k1000_f32out", "n257_c1048_k264_bias",
+        "n64_c10000_k80", "n2300_c136_k72_bias", "n5200_c64_k72_bias", "n2050_c16_k10_bias"}) {
+    add("linear", text);
+  }
 
   const Texts images = {"n2_h8_w8", "n2_h7_w9",   "n1_h15_w15", "n3_h4_w4",
                         "n5_h3_w3", "n2_h31_w31", "n64_h1_w1"};
@@ -222,14 +285,18 @@ std::vector<NamedProblem> test_other_layers() {
     add("batchnorm", text);
   }
   // Chunks longer than a ring of shared memory, which backward goes round more than twice; tiles of channels
-  // of which the last is narrow.
-  for (const char* text : {"n480_h31_w31_c16_relu", "n20_h31_w31_c152_relu"}) add("batchnorm", text);
+  // of which the last is narrow; rows of threads that are no power of two.
+  for (const char* text :
+       {"n480_h31_w31_c16_relu", "n20_h31_w31_c152_relu", "n9_h32_w32_c144_relu6", "n33_h17_w16_c96",
+        "n40_h16_w16_c24_relu", "n70_h7_w7_c320_res", "n60_h4_w4_c960_relu6", "n12_h15_w15_c72_res_relu"}) {
+    add("batchnorm", text);
+  }
   add("batchnorm", "n1_h1_w1_c16",
       "fwd_train,fwd_apply,fwd_infer");  // one value a channel: no gradient passes
   // Bytes of the mask: partly filled, of one bf16 vector, of two fp32 vectors, of a block with an odd number.
   for (const char* act : {"_res_relu", "_res_relu6", "_res", "_relu6", "_gelu", "_silu"}) {
     for (const std::string& image : Texts{"n2_h7_w9", "n5_h3_w3", "n2_h31_w31"}) {
-      for (const int c : {10, 1, 12, 17, 64, 152}) add("batchnorm", image + channels(c) + act);
+      for (const int c : {10, 1, 12, 17, 24, 64, 152}) add("batchnorm", image + channels(c) + act);
     }
     add("batchnorm", std::string("n40_h16_w16_c32") + act + "_eps0.001_mom0.5");
     add("batchnorm", std::string("n3_h8_w8_c520") + act);

@@ -13,7 +13,7 @@
 //   norm   sqrt(sum (got - want)^2) within the same with rms(want) for |want| and half the first
 //   term
 //
-// kMask: to the bit, against the same run's y (compare_tensors).
+// kMask: to the bit, against the same run's y (compare() in runner.h).
 //
 // tf32 rounds each factor to 2^-11: a further 2^-11 * 8 sqrt(T) * magnitude.
 #pragma once

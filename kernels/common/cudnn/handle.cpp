@@ -3,6 +3,8 @@
 #include <array>
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/common/check.h"
 #include "kernels/common/cudnn/version.h"
@@ -14,6 +16,17 @@ namespace {
 std::string version_text(size_t version) {
   return std::to_string(version / 10000) + "." + std::to_string(version % 10000 / 100) + "." +
          std::to_string(version % 100);
+}
+
+// The handles that nobody has borrowed, by device; never destroyed.
+struct IdleHandles {
+  std::mutex mutex;
+  std::map<int, std::vector<std::shared_ptr<CudnnHandle>>> by_device;
+};
+
+IdleHandles& idle_handles() {
+  static IdleHandles* const handles = new IdleHandles;
+  return *handles;
 }
 
 }  // namespace
@@ -64,6 +77,26 @@ std::shared_ptr<CudnnHandle> CudnnHandle::shared() {
   std::shared_ptr<CudnnHandle> handle = slot.lock();
   if (!handle) slot = handle = std::make_shared<CudnnHandle>();
   return handle;
+}
+
+BorrowedCudnnHandle::BorrowedCudnnHandle() {
+  check_cuda(cudaGetDevice(&device_), "cudaGetDevice");
+  IdleHandles& idle = idle_handles();
+  {
+    const std::lock_guard lock(idle.mutex);
+    std::vector<std::shared_ptr<CudnnHandle>>& list = idle.by_device[device_];
+    if (!list.empty()) {
+      handle_ = std::move(list.back());
+      list.pop_back();
+    }
+  }
+  if (!handle_) handle_ = std::make_shared<CudnnHandle>();
+}
+
+BorrowedCudnnHandle::~BorrowedCudnnHandle() {
+  IdleHandles& idle = idle_handles();
+  const std::lock_guard lock(idle.mutex);
+  idle.by_device[device_].push_back(std::move(handle_));
 }
 
 }  // namespace kiln

@@ -51,4 +51,20 @@ class CudnnHandle {
   std::mutex mutex_;
 };
 
+// A handle of the current device for building plans, nobody else's while this lives: plans that several
+// threads build at a time do not wait for each other. Plans keep a share of it to run with. Handles that were
+// lent come back and are lent again; they stay until the end of the process, after which CUDA may be gone.
+class BorrowedCudnnHandle {
+ public:
+  BorrowedCudnnHandle();
+  ~BorrowedCudnnHandle();
+  BorrowedCudnnHandle(const BorrowedCudnnHandle&) = delete;
+  BorrowedCudnnHandle& operator=(const BorrowedCudnnHandle&) = delete;
+  const std::shared_ptr<CudnnHandle>& get() const { return handle_; }
+
+ private:
+  int device_ = 0;
+  std::shared_ptr<CudnnHandle> handle_;
+};
+
 }  // namespace kiln

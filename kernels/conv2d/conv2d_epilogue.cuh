@@ -1,0 +1,147 @@
+// The epilogue of conv2d fwd inside kernels, in fp32 before the one rounding to y's type:
+//
+//   y[n,p,q,k] = act(scale[k] * sum + bias[k] + residual[n,p,q,k])
+//
+// Kernels are compiled twice: plain, which adds a bias at most, and fused, where each part is there or not at
+// run time. Of the activations those that are a clamp: unrolled over a tile's accumulators, gelu and silu
+// would be more code than the rest of a kernel. What an absent part leaves alone is multiplied by 1 or has 0
+// added. The residual has y's shape and type and is read where y is written.
+#pragma once
+
+#include "kernels/activation/activation_kind.h"
+#include "kernels/common/mma.cuh"
+#include "kernels/common/vec.cuh"
+#include "kernels/conv2d/conv2d.h"
+
+namespace kiln {
+
+struct Conv2dEpilogue {
+  const float* scale;    // [K] or null
+  const float* bias;     // [K] or null
+  const void* residual;  // [N,P,Q,K] of y's type, or null
+  ActClamp clamp;
+
+  __device__ __forceinline__ float finish(float sum, float factor, float shift, float joined) const {
+    return clamp(sum * factor + shift + joined);
+  }
+  // Of two neighbouring channels below K; k is even and the vectors are 16-byte aligned.
+  __device__ __forceinline__ float2 scale_pair(int k) const {
+    return scale ? *reinterpret_cast<const float2*>(scale + k) : make_float2(1.0f, 1.0f);
+  }
+  __device__ __forceinline__ float2 bias_pair(int k) const {
+    return bias ? *reinterpret_cast<const float2*>(bias + k) : make_float2(0.0f, 0.0f);
+  }
+};
+
+inline Conv2dEpilogue conv2d_epilogue(const Conv2dProblem& p, const Conv2dFwd::Args& a) {
+  return {.scale = p.scale ? static_cast<const float*>(a.scale) : nullptr,
+          .bias = p.bias ? static_cast<const float*>(a.bias) : nullptr,
+          .residual = p.residual ? a.residual : nullptr,
+          .clamp = act_clamp(p.act)};
+}
+
+inline Support conv2d_epilogue_supports(const Conv2dProblem& p) {
+  return Support::require(!is_smooth(p.act), "of the activations it takes relu and relu6");
+}
+
+// For implementations without an epilogue.
+inline Support conv2d_takes_no_epilogue(const Conv2dProblem& p) {
+  return Support::require(!p.has_epilogue(), "it takes no scale, res or activation");
+}
+
+// Turns the sums of elements `at` to `at` + 3 of y, channels from k on, into what is stored. Those below K
+// are read.
+template <class T>
+__device__ __forceinline__ void finish_four(float (&v)[4], const Conv2dEpilogue& e, size_t at, int k, int K) {
+  float joined[4] = {};
+  if (e.residual) {
+    const T* from = static_cast<const T*>(e.residual) + at;
+    if (K % 4 == 0 && K - k >= 4) {
+      const Vec<T, 4> four = Vec<T, 4>::load(from);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) joined[j] = four[j];
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (k + j < K) joined[j] = to_float(from[j]);
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float scale = e.scale && k + j < K ? __ldg(e.scale + k + j) : 1.0f;
+    const float bias = e.bias && k + j < K ? __ldg(e.bias + k + j) : 0.0f;
+    v[j] = e.finish(v[j], scale, bias, joined[j]);
+  }
+}
+
+// Writes 16 rows x kColumnSpan columns of a warp's wgmma accumulators `acc` (those of `first_column` on)
+// through the warp's own staging tile, which first holds the residual: a thread moves chunks of 16 bytes,
+// chunk lane % kChunks of rows lane / kChunks + i * kRowsAtOnce. `global(i)` is such a chunk's place in y,
+// null beyond the edge. K and the columns are multiples of 8.
+template <int kColumnSpan, class Global>
+__device__ __forceinline__ void store_fused_slice(const float* acc, unsigned char* staging, int first_column,
+                                                  int columns, const bf16* y, const Conv2dEpilogue& e,
+                                                  const Global& global) {
+  using Tile = SwizzledTile<kColumnSpan>;
+  constexpr int kChunks = kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
+  const int lane = threadIdx.x % 32;
+  const auto staged = [&](int i) {
+    return reinterpret_cast<bf16*>(staging + Tile::offset(i * kRowsAtOnce + lane / kChunks, lane % kChunks));
+  };
+  if (e.residual) {
+    const bf16* residual = static_cast<const bf16*>(e.residual);
+#pragma unroll
+    for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
+      if (const bf16* place = global(i)) Vec<bf16, 8>::load(residual + (place - y)).store(staged(i));
+    }
+    __syncwarp();
+  }
+#pragma unroll
+  for (int j = 0; j < kChunks; ++j) {
+    const int column = first_column + j * 8 + 2 * (lane % 4);
+    const bool real = column < columns;
+    const float2 scale = e.scale_pair(real ? column : 0), bias = e.bias_pair(real ? column : 0);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      auto* pair =
+          reinterpret_cast<__nv_bfloat162*>(staging + Tile::offset(lane / 4 + 8 * half, j)) + lane % 4;
+      const float2 joined = e.residual ? __bfloat1622float2(*pair) : make_float2(0.0f, 0.0f);
+      *pair = __floats2bfloat162_rn(e.finish(acc[4 * j + 2 * half], scale.x, bias.x, joined.x),
+                                    e.finish(acc[4 * j + 2 * half + 1], scale.y, bias.y, joined.y));
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
+    if (bf16* to = global(i)) Vec<bf16, 8>::load(staged(i)).store(to);
+  }
+  __syncwarp();  // read by the warp: the next slice may overwrite it
+}
+
+// A warpgroup's accumulators to rows that follow each other: kMTiles x 64 rows from `first_row`, kBN columns
+// from `first_column`. `warp` has 16 rows of each 64.
+template <class Config>
+__device__ __forceinline__ void store_fused_tile(const float (&acc)[Config::kMTiles][Config::kBN / 2],
+                                                 unsigned char* store, int warp, int first_row,
+                                                 int first_column, int rows, int columns, bf16* y,
+                                                 const Conv2dEpilogue& e) {
+  constexpr int kSpan = Config::kColumnSpan, kChunks = kSpan / 8, kRowsAtOnce = 32 / kChunks;
+  const int lane = threadIdx.x % 32;
+  unsigned char* staging = store + warp * 16 * kSpan * 2;
+#pragma unroll
+  for (int i = 0; i < Config::kMTiles; ++i) {
+#pragma unroll
+    for (int span = 0; span < Config::kBN; span += kSpan) {
+      const int first = first_row + i * 64 + warp % 4 * 16 + lane / kChunks;
+      const int chunk = first_column + span + lane % kChunks * 8;
+      const auto global = [&](int turn) -> bf16* {
+        const int row = first + turn * kRowsAtOnce;
+        return row < rows && chunk < columns ? y + static_cast<size_t>(row) * columns + chunk : nullptr;
+      };
+      store_fused_slice<kSpan>(acc[i] + span / 2, staging, first_column + span, columns, y, e, global);
+    }
+  }
+}
+
+}  // namespace kiln
