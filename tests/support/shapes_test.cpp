@@ -139,9 +139,9 @@ std::vector<NamedProblem> test_convolutions() {
   // One output pixel of many images a tile: images that fill no tile, pixels without a tap or with some, all
   // pixels at the rim, more than one tile a block, of unequal length, more tiles than a block's list has.
   for (const char* pixels : {"n130_h3_w3_c72_k72_r3", "n130_h2_w2_c64_k264_r3", "n257_h2_w2_c72_k72_r3",
-                             "n200_h1_w2_c64_k64_r5_p4", "n193_h3_w5_c24_k40_r3x5_p2x4",
+                             "n200_h1_w2_c16_k32_r5_p4", "n193_h3_w3_c24_k24_r3x5_p2x4",
                              "n150_h9_w9_c8_k16_r3_p0", "n140_h24_w20_c8_k8_r3", "n3_h38_w36_c8_k136_r3",
-                             "n1_h1_w1200_c8_k8_r3", "n385_h3_w3_c24_k136_r3", "n140_h9_w9_c8_k136_r3"}) {
+                             "n1_h1_w1200_c8_k8_r3", "n385_h3_w3_c16_k136_r3", "n140_h8_w7_c8_k136_r3"}) {
     add("pixel", pixels);
   }
   add("pixel", "n150_h8_w7_c40_k72_r3_st2_bias", "fwd");
@@ -189,7 +189,7 @@ std::vector<NamedProblem> test_convolutions() {
     }
   }
   for (const char* many : {"n140_h16_w16_c16_k16_r3_scale_bias_res_relu", "n132_h16_w16_c16_k96_r1_res_relu6",
-                           "n132_h16_w16_c16_k192_r1_scale_bias_res", "n600_h16_w16_c3_k8_r3_bias_res_relu",
+                           "n132_h15_w16_c16_k192_r1_scale_bias_res", "n600_h16_w16_c3_k8_r3_bias_res_relu",
                            "n66_h3_w3_c64_k264_r3_scale_bias_res_relu",
                            "n130_h4_w4_c64_k72_r3_bias_res_relu6", "n130_h4_w4_c64_k72_r3_scale"}) {
     add("epilogue", many, "fwd");
