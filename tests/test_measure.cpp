@@ -224,12 +224,15 @@ TEST(Timing, OnTheGpuALaunchTakesWhatItTakes) {
   const Bound bound = plan.bind(buffers.pointers(), workspace.data());
   bound.launch(stream.get());
   stream.synchronize();
-  // A sample of one launch and one of many agree: neither the wait in front nor the host is in them.
-  const double one =
-      time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), {.sample_seconds = 0}).seconds;
-  const double many =
-      time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), {.sample_seconds = 0.01}).seconds;
-  EXPECT_LT(std::abs(one - many), 5e-6 + 0.05 * many) << one << " " << many;
+  // A sample of one launch and one of many agree: neither the wait in front nor the host is in them. Other
+  // programs may be using the GPU, which disturbs some tries; what is in every time disturbs all.
+  double one = 0, many = 0;
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    one = time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), {.sample_seconds = 0}).seconds;
+    many = time_launches({&bound, 1}, DeviceKind::kCuda, stream.get(), {.sample_seconds = 0.01}).seconds;
+    if (std::abs(one - many) < 5e-6 + 0.05 * many) return;
+  }
+  FAIL() << "one launch takes " << one << " s, one of many " << many;
 }
 
 TEST(Ceilings, CopyTimesAreInterpolatedInTheirLogarithms) {

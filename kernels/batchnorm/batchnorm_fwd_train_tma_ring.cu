@@ -306,10 +306,11 @@ extern const Impl<BatchnormFwdTrain> batchnorm_fwd_train_tma_ring = {
     .configs = [](const BatchnormProblem& p, const Device& device) { return ring_configs(p, device, 1); },
     .preferred =
         [](const BatchnormProblem& p, const Device& device) {
-          // More than shared memory and a few MiB: on_chip, which leaves more of it in L2, is faster.
-          constexpr double kMostBytes = 40 << 20;
+          // Between what fits shared memory and a few MiB, and what L2 hardly helps with, on_chip is faster:
+          // it leaves more of x in L2.
+          constexpr double kFewBytes = 40 << 20, kManyBytes = 90 << 20;
           const double bytes = 1.0 * p.per_channel() * p.c * static_cast<double>(size_of(p.dtype));
-          return ring_preferred(p, device, 1) && bytes <= kMostBytes;
+          return ring_preferred(p, device, 1) && (bytes <= kFewBytes || bytes >= kManyBytes);
         }};
 
 }  // namespace kiln

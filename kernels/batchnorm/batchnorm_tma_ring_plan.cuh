@@ -126,8 +126,9 @@ inline Support ring_supports(const BatchnormProblem& p, const Device& device) {
                           "channels must be at most 512 bytes a multiprocessor");
 }
 
-// Where the blocks are busy.
+// Where a pixel has 64 bytes at least and the blocks are busy.
 inline bool ring_preferred(const BatchnormProblem& p, const Device& device, int tensors) {
+  if (p.c * size_of(p.dtype) < 64) return false;
   const BatchnormTile t = make_ring_tile(p, device, tensors, ring_default(p, device, tensors)).rows;
   return ring_vectors(p) * t.chunks >= 0.85 * t.lanes * device.multiprocessors;
 }
