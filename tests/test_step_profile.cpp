@@ -297,8 +297,9 @@ class StepProfileCuda : public ::testing::Test {
   }
 };
 
-bool off_by_a_seventh(const StepProfile& p) {
-  return p.source != "cupti" && std::abs(p.accounted_us() - p.unprofiled_us) > 0.15 * p.unprofiled_us;
+// Between events: an event behind each step costs up to 4 us.
+double allowed_us(const StepProfile& p) {
+  return 0.05 * p.unprofiled_us + 4 * static_cast<double>(p.steps.size());
 }
 
 TEST_F(StepProfileCuda, AccountsForTheStepAndChangesNothing) {
@@ -316,7 +317,10 @@ TEST_F(StepProfileCuda, AccountsForTheStepAndChangesNothing) {
     EXPECT_EQ(plain.losses, run.losses);
     ASSERT_TRUE(run.profile);
     // Other programs may be using the GPU, so that the step with events and the step without differ.
-    for (int more = 0; more < 4 && off_by_a_seventh(*run.profile); ++more) {
+    const auto off = [](const StepProfile& p) {
+      return p.source != "cupti" && std::abs(p.accounted_us() - p.unprofiled_us) > allowed_us(p);
+    };
+    for (int more = 0; more < 4 && off(*run.profile); ++more) {
       run = train(network, data, cuda_device(), options, &wanted);
       ASSERT_TRUE(run.profile);
     }
@@ -334,7 +338,7 @@ TEST_F(StepProfileCuda, AccountsForTheStepAndChangesNothing) {
       EXPECT_NEAR(p.accounted_us(), p.profiled_us, 0.02 * p.profiled_us);
       EXPECT_GT(p.upload_us, 0);
     } else {
-      EXPECT_NEAR(p.accounted_us(), p.unprofiled_us, 0.15 * p.unprofiled_us);
+      EXPECT_NEAR(p.accounted_us(), p.unprofiled_us, allowed_us(p));
     }
   }
 }
