@@ -1,6 +1,6 @@
-// step_fold (nn/step_fold.h): scale[c] = gamma[c] / sqrt(var[c] + eps), shift[c] = beta[c] + (bias[c] -
-// mean[c])
-// * scale[c] of many batchnorms.
+// step_fold (nn/step_fold.h) of many batchnorms:
+//
+//   scale[c] = gamma[c] / sqrt(var[c] + eps), shift[c] = beta[c] + (bias[c] - mean[c]) * scale[c]
 //
 // A block has one batchnorm, its threads take channels with the block's stride. The batchnorms are the
 // kernel's parameter, 60 a launch, so that nothing is read to find them. No shared memory, deterministic.

@@ -27,6 +27,7 @@ struct StepFold {
   int channels = 0;
   float eps = 0;
 
+  // scale and shift of channel c.
   KILN_HOST_DEVICE void operator()(int c) const {
     const double factor = gamma[c] / ::sqrt(static_cast<double>(var[c]) + eps);
     scale[c] = static_cast<float>(factor);
@@ -35,6 +36,7 @@ struct StepFold {
   }
 };
 
+// What a launch folds is fixed here, pointers included; they must be of the launch's device.
 Bound bind_step_fold_cpu(const std::vector<StepFold>& folds);
 #ifdef KILN_WITH_CUDA
 Bound bind_step_fold_cuda(const std::vector<StepFold>& folds);

@@ -6,10 +6,10 @@
 // batchnorm_tma_ring.cuh says what a block and a thread own and which stages stay on chip; a slot holds 8 KiB
 // of x and 8 KiB of dy. (1) A thread sums g and g * d of its rows; a warp's threads of a channel add up by
 // shuffles where the lanes are a power of two, the rest through shared memory; the mask's bits are loaded a
-// stage ahead. (2) The chunks of a tile meet; every block adds them, all in the
-// same order; the blocks of chunk 0 write dgamma and dbeta. (3) dx, from the last stage to the first.
-// Workspace: the sums, [chunks,2,C] fp32. Needs 16-byte aligned tensors. Deterministic.
-// Mirrors cpu_reference/batchnorm_naive.cpp.
+// stage ahead. (2) The chunks of a tile meet; every block adds them, all in the same order; the blocks of
+// chunk 0 write dgamma and dbeta. (3) dx, from the last stage to the first. Workspace: the sums,
+// [chunks,2,C] fp32. Needs compute capability 9.0, C a multiple of 16 bytes (with a mask also of 8), 16-byte
+// aligned tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include "kernels/batchnorm/batchnorm_gate.cuh"
 #include "kernels/batchnorm/batchnorm_tma_ring_plan.cuh"
 

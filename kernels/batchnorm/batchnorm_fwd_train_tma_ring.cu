@@ -6,8 +6,9 @@
 // merge by shuffles where the lanes are a power of two, the rest through shared memory. (2) The chunks of a
 // tile meet; every block merges them, all in the same order; the blocks of chunk 0 write the statistics. (3)
 // y, from the last stage to the first. All moments are of x - x[0,c]. Merging sets of (count, mean, M2): the
-// mean of means first, then M2 about it. Workspace: mean and M2, [chunks,2,C] fp32. Needs 16-byte aligned
-// tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
+// mean of means first, then M2 about it. Workspace: mean and M2, [chunks,2,C] fp32. Needs compute capability
+// 9.0, C a multiple of 16 bytes, 16-byte aligned tensors. Deterministic. Mirrors
+// cpu_reference/batchnorm_naive.cpp.
 #include "kernels/batchnorm/batchnorm_epilogue.cuh"
 #include "kernels/batchnorm/batchnorm_moments.cuh"
 #include "kernels/batchnorm/batchnorm_tma_ring_plan.cuh"

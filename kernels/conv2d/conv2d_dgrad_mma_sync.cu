@@ -21,6 +21,7 @@ template <class T>
 using Slim = MmaConfig<T, 256, 32, 8, 1>;
 
 Support supports(const Conv2dProblem& p, const Device&) {
+  if (const Support plain = conv2d_takes_no_epilogue(p); !plain) return plain;
   if (p.stride_h != 1 || p.stride_w != 1) return Support::no("stride must be 1");
   if (p.x_channels() != p.c) return Support::no("the channel stride must be the channels");
   return mma_sync_takes(p);

@@ -331,14 +331,15 @@ const WgmmaCandidateOf<Gather>& choose_wgmma(const std::vector<WgmmaCandidateOf<
 template <class Gather>
 std::vector<std::string> wgmma_configs(const std::vector<WgmmaCandidateOf<Gather>>& candidates,
                                        const Gather& gather) {
-  std::vector<const WgmmaCandidateOf<Gather>*> fitting;
+  std::vector<std::pair<double, std::string>> fitting;
   for (const auto& candidate : candidates) {
-    if (std::isfinite(candidate.cost(gather))) fitting.push_back(&candidate);
+    if (const double cost = candidate.cost(gather); std::isfinite(cost))
+      fitting.emplace_back(cost, candidate.name);
   }
   std::stable_sort(fitting.begin(), fitting.end(),
-                   [&](const auto* a, const auto* b) { return a->cost(gather) < b->cost(gather); });
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<std::string> names;
-  for (const auto* candidate : fitting) names.push_back(candidate->name);
+  for (auto& [cost, name] : fitting) names.push_back(std::move(name));
   return names;
 }
 
@@ -347,6 +348,14 @@ template <class Args, class Gather>
 Plan<Args> wgmma_plan(const std::vector<WgmmaCandidateOf<Gather>>& candidates, const Gather& gather,
                       std::string_view config, WgmmaBuffers (*buffers)(const Args&)) {
   const WgmmaCandidateOf<Gather>& tile = choose_wgmma(candidates, gather, config);
+  if (!std::isfinite(tile.cost(gather))) {
+    std::string known;
+    for (const std::string& name : wgmma_configs(candidates, gather)) {
+      known.append(known.empty() ? "" : ", ").append(name);
+    }
+    fail_usage("conv2d: the tile " + tile.name +
+               " does not take this problem (an epilogue, or too many tiles); these do: " + known);
+  }
   tile.prepare();
   return Plan<Args>(0, [gather, bind = tile.bind, buffers](const Args& args, void*) {
     require_aligned_args(&args, sizeof args);

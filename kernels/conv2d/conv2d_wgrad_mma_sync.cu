@@ -139,7 +139,9 @@ __global__ __launch_bounds__(Config::kThreads, kBlocks) void conv2d_wgrad_mma_sy
 }
 
 Support supports(const Conv2dProblem& p, const Device&) {
+  if (const Support plain = conv2d_takes_no_epilogue(p); !plain) return plain;
   if (p.bias) return Support::no("dbias is not computed");
+  if (p.k > 65535 * 64) return Support::no("output channels must be at most 65535 column tiles of 64");
   return mma_sync_takes(p);
 }
 

@@ -17,12 +17,14 @@
 
 #include "kernels/common/tensor_map.h"
 #include "kernels/conv2d/conv2d.h"
+#include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_split_sum.cuh"
 
 namespace kiln {
 namespace {
 
 Support supports(const Conv2dProblem& p, const Device& device) {
+  if (const Support plain = conv2d_takes_no_epilogue(p); !plain) return plain;
   if (device.sm != 90) return Support::no("wgmma needs compute capability 9.0");
   if (p.dtype != DType::kBF16) return Support::no("dtype must be bf16");
   if (p.c % 8 || p.x_channels() % 8)

@@ -2,7 +2,7 @@
 // blocks wrote, in a fixed order.
 //
 // A block owns 32 sums, a warp of it a contiguous range of parts, a lane one sum. Shared memory 4 KiB.
-// Deterministic.
+// Deterministic. Launched early, it starts while the first launch ends and waits for it in the kernel.
 #include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_sum.h"
 
 #include "kernels/common/check.h"
@@ -71,6 +71,20 @@ std::shared_ptr<const DeviceBuffer> depthwise_wgrad_counters(const DepthwiseWgra
   return counters;
 }
 
+namespace {
+// Whether the kernel that this device runs has the wait: made from older PTX it has none, and must not start
+// early.
+bool sum_kernel_waits() {
+  static const bool waits = [] {
+    cudaFuncAttributes attributes = {};
+    check_cuda(cudaFuncGetAttributes(&attributes, depthwise_conv2d_wgrad_sum_kernel),
+               "depthwise_conv2d_wgrad_sum_kernel");
+    return attributes.ptxVersion >= 90;
+  }();
+  return waits;
+}
+}  // namespace
+
 void launch_depthwise_wgrad_sum_early(const DepthwiseWgradSum& g, const float* partial, float* dw,
                                       float* dbias, Stream stream) {
   cudaLaunchAttribute early = {};
@@ -81,7 +95,7 @@ void launch_depthwise_wgrad_sum_early(const DepthwiseWgradSum& g, const float* p
   launch.blockDim = dim3(32 * kSumWarps);
   launch.stream = cuda_stream(stream);
   launch.attrs = &early;
-  launch.numAttrs = 1;
+  launch.numAttrs = sum_kernel_waits() ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&launch, depthwise_conv2d_wgrad_sum_kernel, partial, g, dw, dbias),
              "depthwise_conv2d_wgrad_sum_kernel");
 }

@@ -5,10 +5,9 @@
 // A block owns a kBM x kBN tile of out over one part of the sum, eight or four warps share it; tiles of 32 l
 // come through four stages of shared memory (64 or 32 KiB) by cp.async, or, where an operand's rows are not
 // multiples of 16 bytes, element by element through registers. An operand lies along the sum ([rows, l]) or
-// across it
-// ([l, rows]), then ldmatrix transposes. Parts of a cut sum go to the workspace, for linear_sum_splits. Row
-// sums (dbias) are A's fragments times ones. Deterministic: one thread sums an element of a part, in a fixed
-// order.
+// across it ([l, rows]), then ldmatrix transposes. Parts of a cut sum go to the workspace, for
+// linear_sum_splits. Row sums (dbias) are A's fragments times ones. Deterministic: one thread sums an element
+// of a part, in a fixed order.
 #pragma once
 
 #include <string>

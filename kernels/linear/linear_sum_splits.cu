@@ -3,7 +3,8 @@
 //
 // A thread owns V neighbouring elements of a row (4 where columns are a multiple of 4) and adds the parts in
 // order: coalesced across threads, no shared memory, deterministic. The first threads beyond the products own
-// a row sum each. Mirrors cpu_reference/linear_naive.cpp with linear_tile.cuh and linear_wgmma.cuh.
+// a row sum each. Mirrors cpu_reference/linear_naive.cpp with linear_tile.cuh, linear_mma_sync.cuh and
+// linear_wgmma.cuh.
 #include "kernels/common/check.h"
 #include "kernels/common/grid.h"
 #include "kernels/common/vec.cuh"
