@@ -6,6 +6,7 @@
 #include "kernels/depthwise_conv2d/depthwise_conv2d_wgrad_sum.h"
 
 #include "kernels/common/check.h"
+#include "kernels/common/counters.h"
 #include "kernels/common/grid.h"
 
 namespace kiln {
@@ -59,16 +60,7 @@ void launch_depthwise_wgrad_sum(const DepthwiseWgradSum& g, const float* partial
 }
 
 std::shared_ptr<const DeviceBuffer> depthwise_wgrad_counters(const DepthwiseWgradSum& g) {
-  if (!depthwise_wgrad_last_block_sums(g)) return nullptr;
-  const size_t bytes = sizeof(unsigned) * static_cast<size_t>(g.slices);
-  auto counters = std::make_shared<DeviceBuffer>(bytes);
-  cudaStream_t stream = nullptr;  // one of its own: work on other streams neither waits nor overtakes
-  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  cudaError_t status = cudaMemsetAsync(counters->data(), 0, bytes, stream);
-  if (status == cudaSuccess) status = cudaStreamSynchronize(stream);
-  cudaStreamDestroy(stream);
-  check_cuda(status, "cudaMemset of depthwise_conv2d wgrad's counters");
-  return counters;
+  return depthwise_wgrad_last_block_sums(g) ? zeroed_counters(g.slices) : nullptr;
 }
 
 namespace {

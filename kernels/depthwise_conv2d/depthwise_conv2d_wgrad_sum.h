@@ -39,7 +39,7 @@ constexpr bool depthwise_wgrad_last_block_sums(const DepthwiseWgradSum& g) {
 }
 
 // A counter of arrived blocks for each slice, 0, where depthwise_wgrad_last_block_sums, else null: then the
-// second launch is needed. A binding has its own, since workspace is not zero before a launch.
+// second launch is needed.
 std::shared_ptr<const DeviceBuffer> depthwise_wgrad_counters(const DepthwiseWgradSum&);
 
 }  // namespace kiln

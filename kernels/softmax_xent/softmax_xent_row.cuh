@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "kernels/common/check.h"
+#include "kernels/common/counters.h"
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/vec.cuh"
 #include "kernels/softmax_xent/softmax_xent.h"
@@ -113,9 +114,6 @@ __device__ __forceinline__ void softmax_xent_finish(float loss, float correct, i
   softmax_xent_sum_blocks(warps, scale, partial, summary);
 }
 
-// A counter of arrived blocks, 0. A binding has its own, since workspace is not zero before a launch.
-std::shared_ptr<const DeviceBuffer> softmax_xent_counter();
-
 // The plan of a kernel of `blocks` blocks that ends with softmax_xent_finish: `launch(args, partial, done,
 // stream)` with everything else captured by value. Workspace: [blocks,2] fp32. Launches of one binding must
 // not overlap, as they write the same outputs.
@@ -124,7 +122,7 @@ Plan<Args> softmax_xent_plan(int blocks, Launch launch) {
   const size_t bytes = blocks > 1 ? 2 * sizeof(float) * static_cast<size_t>(blocks) : 0;
   return Plan<Args>(bytes, [blocks, launch](const Args& args, void* workspace) {
     require_aligned_args(&args, sizeof args);
-    const auto counter = blocks > 1 ? softmax_xent_counter() : nullptr;
+    const auto counter = blocks > 1 ? zeroed_counters(1) : nullptr;
     return Bound([args, workspace, launch, counter](Stream stream) {
       unsigned* done = counter ? static_cast<unsigned*>(counter->data()) : nullptr;
       launch(args, static_cast<float*>(workspace), done, stream);

@@ -1,0 +1,14 @@
+// Counters of arrived blocks, by which the last block of a launch is known.
+#pragma once
+
+#include <memory>
+
+#include "kernels/common/check.h"
+
+namespace kiln {
+
+// `count` words (unsigned) of device memory, 0 before the first launch; each launch must leave them at 0. A
+// binding has its own, since workspace is not zero before a launch.
+std::shared_ptr<const DeviceBuffer> zeroed_counters(int count);
+
+}  // namespace kiln
