@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "kernels/common/error.h"
+#include "harness/number_flags.h"
 
 namespace kiln {
 namespace {
@@ -26,20 +27,20 @@ void add_flags(CLI::App& app, EpochOptions& o) {
   app.add_option("--impl", o.common.impl, "implementations, as `kiln train` takes them");
   app.add_option("--tune-cache", o.common.tune_cache, "tuned choices, as `kiln train` takes them");
   app.add_option("--seconds", o.seconds, "a row's time on cuda; it ends with the first whole epoch behind it")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
   app.add_option("--energy-seconds", o.energy_seconds,
                  "the shortest window that energy is measured over, on cuda; 0: no energy")
-      ->check(CLI::NonNegativeNumber)
+      ->check(zero_or_above())
       ->capture_default_str();
   app.add_option("--energy-batch", o.energy_batches,
                  "batches whose rows have energy, comma-separated; 0: every row (default: epoch_train and "
                  "epoch_infer at batch 512, or at every batch where 512 is not among them)")
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_above());
   app.add_option("--cpu-seconds", o.cpu_seconds,
                  "a training row's time on the cpu; evaluation has half of it, predict a sixth")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
   app.add_option("--cpu-full", o.cpu_full,
                  "networks that run all 50,000 images on the cpu; of the others one batch is run again and "
@@ -54,9 +55,9 @@ void add_flags(CLI::App& app, EpochOptions& o) {
          "the GPU, and from which batch on the GPU is faster")
       ->delimiter(',');
   app.add_option("--sweep-seconds", o.sweep_seconds, "time of one point of a sweep")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
-  app.add_option("--threads", o.common.threads, "CPU threads")->check(CLI::PositiveNumber);
+  app.add_option("--threads", o.common.threads, "CPU threads")->check(above_zero());
   app.footer(
       "Rows (docs/measuring.md): epoch_train, epoch_infer, predict, latency_b1; with --sweep sweep_infer and "
       "sweep_train.\n"

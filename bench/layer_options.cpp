@@ -6,6 +6,7 @@
 
 #include "kernels/common/error.h"
 #include "kernels/common/tune_cache.h"
+#include "harness/number_flags.h"
 
 namespace kiln {
 namespace {
@@ -90,12 +91,12 @@ LayerOptions parse_layer_options(int& argc, char** argv) {
                  "rows of these implementations only: 'conv2d.fwd=naive|wgmma:128x256x64_s4,relu.*=naive'");
   app.add_option("--target-spread", options.timing.target_pct,
                  "sample until the median is known to this many percent (half its 95 % interval) ...")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
   app.add_option("--max-seconds", options.max_seconds,
                  "... or for this long a row (default: 0.05 on cuda, where a sample is a millisecond or all "
                  "rotated buffers once, whichever is longer; 0.3 on cpu)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   app.add_option("--cudnn-plans", options.cudnn_plans,
                  "file that remembers how fast each of cuDNN's plans is; '' tries them all again")
       ->capture_default_str();

@@ -119,12 +119,29 @@ std::vector<ImplCase> cases_of_this_run() {
   return sanitizer_subset(all);
 }
 
+// GoogleTest's own sharding deals cases in turn, and every shard would ask the judge about every problem. Here
+// a shard gets all cases of its problems.
+std::vector<ImplCase> shard_of(std::vector<ImplCase> cases) {
+  const char* total = std::getenv("GTEST_TOTAL_SHARDS");
+  const char* index = std::getenv("GTEST_SHARD_INDEX");
+  if (!total || !index) return cases;
+  const size_t shards = std::stoul(total), own = std::stoul(index);
+  std::map<std::string, size_t> shard_of_problem;
+  std::erase_if(cases, [&](const ImplCase& c) {
+    const std::string problem = c.pass->op + "/" + c.problem.text;
+    return shard_of_problem.try_emplace(problem, shard_of_problem.size() % shards).first->second != own;
+  });
+  unsetenv("GTEST_TOTAL_SHARDS");
+  unsetenv("GTEST_SHARD_INDEX");
+  return cases;
+}
+
 }  // namespace
 }  // namespace kiln
 
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
-  for (const kiln::ImplCase& c : kiln::cases_of_this_run()) {
+  for (const kiln::ImplCase& c : kiln::shard_of(kiln::cases_of_this_run())) {
     ::testing::RegisterTest(c.pass->row_prefix().c_str(), c.name().c_str(), nullptr, nullptr, __FILE__,
                             __LINE__, [c]() -> kiln::OpCase* { return new kiln::OpCase(c); });
   }
