@@ -6,8 +6,10 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <set>
 
 #include "kernels/common/error.h"
+#include "tests/support/random_problems.h"
 #include "tests/support/runner.h"
 #include "tests/support/shapes.h"
 
@@ -46,7 +48,8 @@ class OpCase : public ::testing::Test {
       GTEST_SKIP() << "the vendor's rounding is outside the bound: " << verdict.message;
     }
     EXPECT_TRUE(verdict.ok) << case_.problem.label << "\n" << verdict.message;
-    if (verdict.ok && subset_name().empty() && device.is_cuda() && !case_.impl.peer) check_configs(device);
+    if (verdict.ok && subset_name() != "sanitizer" && device.is_cuda() && !case_.impl.peer)
+      check_configs(device);
   }
 
  private:
@@ -109,18 +112,34 @@ std::vector<ImplCase> sanitizer_subset(const std::vector<ImplCase>& all) {
   return chosen;
 }
 
-std::vector<ImplCase> cases_of_this_run() {
-  const std::vector<ImplCase> all = test_cases(ops_of_this_program());
-  const std::string subset = subset_name();
-  if (subset.empty()) return all;
-  if (subset != "sanitizer") {
-    fail_usage("KILN_TEST_SUBSET: " + unknown_name_message("subset", subset, {"sanitizer"}));
+// KILN_TEST_SUBSET=random: instead of the table, KILN_TEST_RANDOM (300) random problems of each pass of
+// conv2d.
+std::vector<ImplCase> random_convolutions() {
+  const char* wanted = std::getenv("KILN_TEST_RANDOM");
+  const size_t count = wanted ? std::stoul(wanted) : 300;
+  std::vector<NamedProblem> problems;
+  for (const char* pass : {"fwd", "dgrad", "wgrad"}) {
+    std::set<std::string> drawn;
+    for (uint64_t seed = 1; drawn.size() < count; ++seed) {
+      const std::string text = random_conv2d(pass, seed);
+      if (drawn.insert(text).second) problems.push_back({"conv2d.random", "conv2d", text, pass});
+    }
   }
-  return sanitizer_subset(all);
+  return test_cases({"conv2d"}, problems);
 }
 
-// GoogleTest's own sharding deals cases in turn, and every shard would ask the judge about every problem. Here
-// a shard gets all cases of its problems.
+std::vector<ImplCase> cases_of_this_run() {
+  const std::string subset = subset_name();
+  if (subset.empty()) return test_cases(ops_of_this_program());
+  if (subset == "random") return random_convolutions();
+  if (subset != "sanitizer") {
+    fail_usage("KILN_TEST_SUBSET: " + unknown_name_message("subset", subset, {"random", "sanitizer"}));
+  }
+  return sanitizer_subset(test_cases(ops_of_this_program()));
+}
+
+// GoogleTest's own sharding deals cases in turn, and every shard would ask the judge about every problem.
+// Here a shard gets all cases of its problems.
 std::vector<ImplCase> shard_of(std::vector<ImplCase> cases) {
   const char* total = std::getenv("GTEST_TOTAL_SHARDS");
   const char* index = std::getenv("GTEST_SHARD_INDEX");

@@ -1,6 +1,7 @@
 #include "tests/support/random_problems.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "kernels/common/error.h"
 #include "kernels/common/philox.h"
@@ -140,6 +141,21 @@ std::string random_problem(std::string_view op, uint64_t seed) {
 std::string random_roomy_problem(std::string_view op, uint64_t seed) {
   Draws d(seed);
   return draw_problem(op, d, true);
+}
+
+std::string random_conv2d(std::string_view pass, uint64_t seed) {
+  using Flags = std::vector<std::string>;
+  static const Flags kFwd = {"_bias", "_scale_bias_relu", "_scale_bias_res_relu6", "_res", "_bias_gelu"};
+  static const Flags kDgrad = {"_acc"}, kWgrad = {"_bias"};
+  const Flags& flags = pass == "fwd" ? kFwd : pass == "dgrad" ? kDgrad : kWgrad;
+  Draws d(seed);
+  const bool wide = d.chance(75), flagged = d.chance(33);
+  const std::string flag = flags[static_cast<size_t>(d.below(static_cast<int>(flags.size())))];
+  for (;;) {
+    const std::string text = draw_problem("conv2d", d, false);
+    const auto eighths = [&](const char* key) { return std::stoi(text.substr(text.find(key) + 2)) % 8 == 0; };
+    if (!wide || (eighths("_c") && eighths("_k"))) return text + (flagged ? flag : "");
+  }
 }
 
 }  // namespace kiln

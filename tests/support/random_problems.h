@@ -32,4 +32,8 @@ std::string random_problem(std::string_view op, uint64_t seed);
 // within it.
 std::string random_roomy_problem(std::string_view op, uint64_t seed);
 
+// A conv2d problem with the flags that one of its passes takes, for `pass` alone: three of four have the
+// channels that tensor-core kernels ask for, a third have flags.
+std::string random_conv2d(std::string_view pass, uint64_t seed);
+
 }  // namespace kiln

@@ -127,11 +127,16 @@ const Device& nominal_cuda_device() {
 std::string ImplCase::name() const { return impl.name + "/" + name_of(dtype) + "/" + problem.text; }
 
 std::vector<ImplCase> test_cases(const std::vector<std::string>& ops) {
+  return test_cases(ops, suite_problems(Suite::kTest));
+}
+
+std::vector<ImplCase> test_cases(const std::vector<std::string>& ops,
+                                 const std::vector<NamedProblem>& problems) {
   std::vector<ImplCase> list;
   std::set<std::string> seen;
   for (const PassInfo& pass : all_passes()) {
     if (!ops.empty() && std::find(ops.begin(), ops.end(), pass.op) == ops.end()) continue;
-    for (const NamedProblem& named : suite_problems(Suite::kTest)) {
+    for (const NamedProblem& named : problems) {
       if (named.op != pass.op || !named.has_pass(pass.pass)) continue;
       for (const DType dtype : {DType::kF32, DType::kBF16, DType::kTF32}) {
         AnyProblem problem;

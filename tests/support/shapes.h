@@ -45,8 +45,10 @@ struct ImplCase {
   std::string name() const;  // "smem_tile/bf16/n2_h7_w9_c17_k17_r3"
 };
 
-// Every implementation that supports a problem of the test suite, problem by problem. ops: which, {} for all
-// compiled.
+// Every implementation that supports a problem, problem by problem: those of the test suite, or those given.
+// ops: which, {} for all compiled.
 std::vector<ImplCase> test_cases(const std::vector<std::string>& ops);
+std::vector<ImplCase> test_cases(const std::vector<std::string>& ops,
+                                 const std::vector<NamedProblem>& problems);
 
 }  // namespace kiln
