@@ -3,8 +3,8 @@
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 
-#include "kernels/common/error.h"
 #include "harness/number_flags.h"
+#include "kernels/common/error.h"
 
 namespace kiln {
 namespace {

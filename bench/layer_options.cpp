@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <fstream>
 
+#include "harness/number_flags.h"
 #include "kernels/common/error.h"
 #include "kernels/common/tune_cache.h"
-#include "harness/number_flags.h"
 
 namespace kiln {
 namespace {

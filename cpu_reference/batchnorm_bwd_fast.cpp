@@ -1,6 +1,7 @@
 // batchnorm backward on all cores: rows are split over the threads in contiguous parts; a part sums blocks of
 // rows that stay in cache in fp32 and blocks in double, and parts are added in order. Behind a mask the first
-// walk also writes dresidual, which from then on is the gradient. Inner loops run along the channels.
+// walk also writes dresidual, which from then on is the gradient; behind a pool both walks go over pairs of
+// image rows, whose dy they lay out first. Inner loops run along the channels.
 #include <cmath>
 
 #include "cpu_reference/batchnorm_fast.h"
@@ -72,16 +73,66 @@ KILN_CPU_CLONES void gradient_rows(const float* dy,  // [rows,C]
   }
 }
 
-// Workspace of bwd: sums of a part in double, a block's sums; scale, mean_g, slope.
+// Workspace of bwd: sums of a part in double, a block's sums; scale, mean_g, slope; with pool two rows of dy
+// a part.
 size_t bwd_bytes(const BatchnormProblem& p) {
-  return p.c * (2 * (sizeof(double) + sizeof(float)) * batchnorm_parts(p) + 3 * sizeof(float));
+  const size_t rows = p.pool ? 2 * sizeof(float) * static_cast<size_t>(p.w) * batchnorm_parts(p) : 0;
+  return p.c * (2 * (sizeof(double) + sizeof(float)) * batchnorm_parts(p) + 3 * sizeof(float) + rows);
+}
+
+// With pool the work is cut into pairs of image rows; the last of an odd map is alone.
+struct RowPair {
+  long long first, rows;  // of [N*H], 1 or 2
+  long long windows;      // the row of windows over it in [N*H/2]; -1: none
+};
+RowPair row_pair(const BatchnormProblem& p, long long i) {
+  const int pairs = (p.h + 1) / 2, pair = static_cast<int>(i % pairs);
+  const long long n = i / pairs;
+  const bool whole = pair < p.out_h();
+  return {n * p.h + 2 * pair, whole ? 2 : 1, whole ? n * p.out_h() + pair : -1};
+}
+long long row_pairs(const BatchnormProblem& p) { return 1LL * p.n * ((p.h + 1) / 2); }
+
+// dy of a pair's pixels, 0 but where a window has its maximum.
+void unpool_rows(const BatchnormProblem& p, const RowPair& pair,
+                 const float* dy,           // [N,H/2,W/2,C]
+                 const unsigned char* arg,  // [N,H/2,W/2,ceil(C/4)]
+                 float* out)                // [pair.rows,W,C]
+{
+  std::fill_n(out, pair.rows * p.w * p.c, 0.0f);
+  for (int q = 0; pair.windows >= 0 && q < p.out_w(); ++q) {
+    const long long window = pair.windows * p.out_w() + q;
+    for (int c = 0; c < p.c; ++c) {
+      const int position = arg[window * p.arg_bytes_per_pixel() + c / 4] >> c % 4 * 2 & 3;
+      out[(position / 2 * p.w + 2LL * q + position % 2) * p.c + c] = dy[window * p.c + c];
+    }
+  }
+}
+
+// Calls body(pair, dy) for the row pairs of one part; dy: [pair.rows,W,C], laid out in `rows`.
+template <class Body>
+void each_pair(const BatchnormProblem& p, const BatchnormBwd::Args& a, int part, float* rows,
+               const Body& body) {
+  const long long count = row_pairs(p), parts = batchnorm_parts(p);
+  for (long long i = count * part / parts; i < count * (part + 1) / parts; ++i) {
+    const RowPair pair = row_pair(p, i);
+    unpool_rows(p, pair, f32(a.dy), static_cast<const unsigned char*>(a.arg), rows);
+    body(pair, rows);
+  }
 }
 
 // The rows of one part: sums of g and g * (x - mean); behind a mask dresidual, which is g.
 void sum_part(const BatchnormProblem& p, const BatchnormBwd::Args& a, const float* scale, int part,
-              float* block, double* total) {
+              float* block, double* total, float* pair_rows) {
   const long long end = batchnorm_part_begin(p, part + 1);
   std::fill_n(total, 2LL * p.c, 0.0);
+  if (p.pool) {
+    const BatchnormClampLane lane = {batchnorm_clamp(p.act)};
+    return each_pair(p, a, part, pair_rows, [&](const RowPair& pair, const float* dy) {
+      add_gradient_sums(dy, f32(a.x) + pair.first * p.w * p.c, pair.rows * p.w, p.c, lane, f32(a.saved_mean),
+                        scale, f32(a.beta), block, total);
+    });
+  }
   for (long long row = batchnorm_part_begin(p, part); row < end; row += batchnorm_block_rows(p)) {
     const long long rows = std::min(batchnorm_block_rows(p), end - row), at = row * p.c;
     const float *x = f32(a.x) + at, *mean = f32(a.saved_mean), *beta = f32(a.beta);
@@ -105,11 +156,14 @@ void bwd(const BatchnormProblem& p, const BatchnormBwd::Args& a, void* workspace
   float* blocks = reinterpret_cast<float*>(totals + 2 * channels * parts);  // [parts,2,C]
   float* scale = blocks + 2 * channels * parts;                             // [C]
   float *mean_g = scale + channels, *slope = scale + 2 * channels;          // [C]
+  const size_t pair_floats = 2 * static_cast<size_t>(p.w) * channels;
+  float* pair_rows = scale + 3 * channels;  // [parts,2,W,C], with pool
   const float *mean = f32(a.saved_mean), *rstd = f32(a.saved_rstd);
   for (int c = 0; c < p.c; ++c) scale[c] = batchnorm_scale(f32(a.gamma)[c], rstd[c]);
 #pragma omp parallel for schedule(static) if (parts > 1)
   for (int part = 0; part < parts; ++part) {
-    sum_part(p, a, scale, part, blocks + 2 * channels * part, totals + 2 * channels * part);
+    sum_part(p, a, scale, part, blocks + 2 * channels * part, totals + 2 * channels * part,
+             pair_rows + pair_floats * part);
   }
   for (int c = 0; c < p.c; ++c) {
     double dbeta = 0, dgamma = 0;
@@ -127,6 +181,15 @@ void bwd(const BatchnormProblem& p, const BatchnormBwd::Args& a, void* workspace
   for (int part = 0; part < parts; ++part) {
     const long long begin = batchnorm_part_begin(p, part), rows = batchnorm_part_begin(p, part + 1) - begin;
     const long long at = begin * p.c;
+    if (p.pool) {
+      const BatchnormClampLane lane = {batchnorm_clamp(p.act)};
+      each_pair(p, a, part, pair_rows + pair_floats * part, [&](const RowPair& pair, const float* dy) {
+        const long long from = pair.first * p.w * p.c;
+        gradient_rows(dy, f32(a.x) + from, pair.rows * p.w, p.c, lane, mean, scale, f32(a.beta), mean_g,
+                      slope, f32(a.dx) + from);
+      });
+      continue;
+    }
     const auto gradient = [&](const float* dy, auto lane) {
       gradient_rows(dy + at, f32(a.x) + at, rows, p.c, lane, mean, scale, f32(a.beta), mean_g, slope,
                     f32(a.dx) + at);

@@ -98,9 +98,78 @@ KILN_CPU_CLONES void mask_rows(const float* y,  // [rows,C]
   }
 }
 
-// mask: [N,H,W,ceil(C/8)], null where it is not wanted.
+// The maxima of one row of windows over two rows of activated values, and their positions.
+KILN_CPU_CLONES void pool_rows(const float* upper,  // [W,C]
+                               const float* lower,  // [W,C]
+                               int windows, int channels,
+                               float* __restrict y,                  // [windows,C]
+                               unsigned char* __restrict positions)  // [windows,C]
+{
+  for (int q = 0; q < windows; ++q) {
+    const long long left = 2LL * q * channels;
+    for (int c = 0; c < channels; ++c) {
+      const float values[4] = {upper[left + c], upper[left + channels + c], lower[left + c],
+                               lower[left + channels + c]};
+      float best = values[0];
+      unsigned char position = 0;
+      for (int k = 1; k < 4; ++k) {
+        const bool more = (values[k] > best) | (values[k] != values[k]);
+        best = more ? values[k] : best;
+        position = more ? static_cast<unsigned char>(k) : position;
+      }
+      y[1LL * q * channels + c] = best;
+      positions[1LL * q * channels + c] = position;
+    }
+  }
+}
+
+// Four positions a byte, unused bits 0.
+void pack_positions(const unsigned char* positions,  // [pixels,C]
+                    long long pixels, int channels,
+                    unsigned char* arg)  // [pixels,ceil(C/4)]
+{
+  for (long long i = 0; i < pixels; ++i) {
+    for (int c = 0; c < channels; c += 4) {
+      unsigned bits = 0;
+      for (int j = 0; j < std::min(4, channels - c); ++j) bits |= positions[i * channels + c + j] << 2 * j;
+      *arg++ = static_cast<unsigned char>(bits);
+    }
+  }
+}
+
+// Floats of scratch a thread needs to pool: two rows of values, the positions of a row of windows.
+size_t pool_floats(const BatchnormProblem& p) {
+  const size_t row = static_cast<size_t>(p.w) * p.c;
+  return p.pool ? 2 * row + (row + 3) / 4 : 0;
+}
+size_t pool_bytes(const BatchnormProblem& p) {
+  return sizeof(float) * pool_floats(p) * static_cast<size_t>(std::max(1, cpu_device().threads));
+}
+
+// normalise() with windows of 2x2 behind it; scratch: pool_bytes(). arg may be null.
+void normalise_windows(const BatchnormProblem& p, const float* x, const float* mean, const float* scale,
+                       const float* beta, float* y, unsigned char* arg, float* scratch) {
+  const long long rows = 1LL * p.n * p.out_h(), row = 1LL * p.w * p.c;
+  const int parts = static_cast<int>(std::min<long long>(rows, std::max(1, cpu_device().threads)));
+  const BatchnormClampLane lane = {batchnorm_clamp(p.act)};
+#pragma omp parallel for schedule(static) if (parts > 1)
+  for (int part = 0; part < parts; ++part) {
+    float* values = scratch + part * pool_floats(p);  // [2,W,C]
+    auto* positions = reinterpret_cast<unsigned char*>(values + 2 * row);
+    for (long long i = rows * part / parts; i < rows * (part + 1) / parts; ++i) {
+      const long long first = i / p.out_h() * p.h + i % p.out_h() * 2, out = i * p.out_w();
+      normalise_rows(x + first * row, nullptr, 2LL * p.w, p.c, lane, mean, scale, beta, values);
+      pool_rows(values, values + row, p.out_w(), p.c, y + out * p.c, positions);
+      if (arg) pack_positions(positions, p.out_w(), p.c, arg + out * p.arg_bytes_per_pixel());
+    }
+  }
+}
+
+// mask: [N,H,W,ceil(C/8)], null where it is not wanted; arg, [N,H/2,W/2,ceil(C/4)], likewise.
 void normalise(const BatchnormProblem& p, const float* x, const float* residual, const float* mean,
-               const float* scale, const float* beta, float* y, unsigned char* mask = nullptr) {
+               const float* scale, const float* beta, float* y, float* scratch, unsigned char* mask = nullptr,
+               unsigned char* arg = nullptr) {
+  if (p.pool) return normalise_windows(p, x, mean, scale, beta, y, arg, scratch);
   const int parts = batchnorm_parts(p);
 #pragma omp parallel for schedule(static) if (parts > 1)
   for (int part = 0; part < parts; ++part) {
@@ -118,9 +187,18 @@ void normalise(const BatchnormProblem& p, const float* x, const float* residual,
   }
 }
 
-// Workspace of fwd_train: mean and m2 of each part, the same and scratch of its current block; scale.
+// The running statistics after a batch.
+void update_running(const BatchnormProblem& p, float mean, float var, float& running_mean,
+                    float& running_var) {
+  const float unbiased = static_cast<float>(batchnorm_unbiased(p.per_channel()));
+  running_mean = (1.0f - p.momentum) * running_mean + p.momentum * mean;
+  running_var = (1.0f - p.momentum) * running_var + p.momentum * var * unbiased;
+}
+
+// Workspace of fwd_train: mean and m2 of each part, the same and scratch of its current block; scale;
+// pooling.
 size_t fwd_train_bytes(const BatchnormProblem& p) {
-  return sizeof(float) * p.c * (5ull * batchnorm_parts(p) + 1);
+  return sizeof(float) * p.c * (5ull * batchnorm_parts(p) + 1) + pool_bytes(p);
 }
 
 void fwd_train(const BatchnormProblem& p, const BatchnormFwdTrain::Args& a, void* workspace) {
@@ -149,27 +227,37 @@ void fwd_train(const BatchnormProblem& p, const BatchnormFwdTrain::Args& a, void
                   other + channels);
   }
   const float inverse = static_cast<float>(1.0 / static_cast<double>(p.per_channel()));
-  const float unbiased = static_cast<float>(batchnorm_unbiased(p.per_channel()));
   for (int c = 0; c < p.c; ++c) {
     const float var = m2[c] * inverse;
-    float &running_mean = f32(a.running_mean)[c], &running_var = f32(a.running_var)[c];
     const float batch_mean = pivot[c] + mean[c];
     f32(a.saved_mean)[c] = batch_mean;
     f32(a.saved_rstd)[c] = batchnorm_rstd(var, p.eps);
-    running_mean = (1.0f - p.momentum) * running_mean + p.momentum * batch_mean;
-    running_var = (1.0f - p.momentum) * running_var + p.momentum * var * unbiased;
+    update_running(p, batch_mean, var, f32(a.running_mean)[c], f32(a.running_var)[c]);
     scale[c] = batchnorm_scale(f32(a.gamma)[c], f32(a.saved_rstd)[c]);
   }
-  normalise(p, f32(a.x), f32(a.residual), f32(a.saved_mean), scale, f32(a.beta), f32(a.y),
-            static_cast<unsigned char*>(a.mask));
+  normalise(p, f32(a.x), f32(a.residual), f32(a.saved_mean), scale, f32(a.beta), f32(a.y), scale + p.c,
+            static_cast<unsigned char*>(a.mask), static_cast<unsigned char*>(a.arg));
 }
 
-size_t channel_bytes(const BatchnormProblem& p) { return sizeof(float) * p.c; }
+// Workspace of the others: scale, pooling.
+size_t channel_bytes(const BatchnormProblem& p) { return sizeof(float) * p.c + pool_bytes(p); }
+
+void fwd_given(const BatchnormProblem& p, const BatchnormFwdGiven::Args& a, void* workspace) {
+  float* scale = f32(workspace);  // [C]
+  for (int c = 0; c < p.c; ++c) {
+    const float mean = f32(a.mean)[c], var = f32(a.var)[c];
+    f32(a.saved_rstd)[c] = batchnorm_rstd(var, p.eps);
+    update_running(p, mean, var, f32(a.running_mean)[c], f32(a.running_var)[c]);
+    scale[c] = batchnorm_scale(f32(a.gamma)[c], f32(a.saved_rstd)[c]);
+  }
+  normalise(p, f32(a.x), f32(a.residual), f32(a.mean), scale, f32(a.beta), f32(a.y), scale + p.c,
+            static_cast<unsigned char*>(a.mask), static_cast<unsigned char*>(a.arg));
+}
 
 void fwd_apply(const BatchnormProblem& p, const BatchnormFwdApply::Args& a, void* workspace) {
   float* scale = f32(workspace);  // [C]
   for (int c = 0; c < p.c; ++c) scale[c] = batchnorm_scale(f32(a.gamma)[c], f32(a.rstd)[c]);
-  normalise(p, f32(a.x), f32(a.residual), f32(a.mean), scale, f32(a.beta), f32(a.y));
+  normalise(p, f32(a.x), f32(a.residual), f32(a.mean), scale, f32(a.beta), f32(a.y), scale + p.c);
 }
 
 void fwd_infer(const BatchnormProblem& p, const BatchnormFwdInfer::Args& a, void* workspace) {
@@ -177,13 +265,15 @@ void fwd_infer(const BatchnormProblem& p, const BatchnormFwdInfer::Args& a, void
   for (int c = 0; c < p.c; ++c) {
     scale[c] = batchnorm_scale(f32(a.gamma)[c], batchnorm_rstd(f32(a.running_var)[c], p.eps));
   }
-  normalise(p, f32(a.x), f32(a.residual), f32(a.running_mean), scale, f32(a.beta), f32(a.y));
+  normalise(p, f32(a.x), f32(a.residual), f32(a.running_mean), scale, f32(a.beta), f32(a.y), scale + p.c);
 }
 
 }  // namespace
 
 extern const Impl<BatchnormFwdTrain> batchnorm_fwd_train_cpu_fast =
     cpu_impl<BatchnormFwdTrain, fwd_train_bytes, fwd_train>("cpu_fast");
+extern const Impl<BatchnormFwdGiven> batchnorm_fwd_given_cpu_fast =
+    cpu_impl<BatchnormFwdGiven, channel_bytes, fwd_given>("cpu_fast");
 extern const Impl<BatchnormFwdApply> batchnorm_fwd_apply_cpu_fast =
     cpu_impl<BatchnormFwdApply, channel_bytes, fwd_apply>("cpu_fast");
 extern const Impl<BatchnormFwdInfer> batchnorm_fwd_infer_cpu_fast =

@@ -11,10 +11,16 @@
 
 #include "cpu_reference/blas.h"
 #include "cpu_reference/conv2d_epilogue.h"
+#include "cpu_reference/conv2d_pool.h"
+#include "cpu_reference/conv2d_stats.h"
 #include "cpu_reference/cpu_support.h"
 #include "kernels/conv2d/conv2d.h"
+#include "kernels/conv2d/conv2d_gate.h"
 
 namespace kiln {
+
+extern const Impl<MaxPool2dFwd> max_pool2d_fwd_cpu_fast;
+
 namespace {
 
 constexpr long long kChunkBytes = 256 * 1024;  // patches of one chunk: a quarter of a common L2
@@ -150,20 +156,41 @@ void for_each_chunk(const Conv2dProblem& p, const Schedule& plan, const float* x
 
 size_t fwd_workspace(const Conv2dProblem& p) {
   const Schedule plan = row_schedule(p);
-  return sizeof(float) * plan.parts * plan.patch_floats;
+  const size_t statistics = p.stats ? static_cast<size_t>(plan.parts) * kStatisticRows * p.k : 0;
+  return sizeof(float) * plan.parts * plan.patch_floats + sizeof(double) * statistics;
 }
 
 void fwd(const Conv2dProblem& p, const Conv2dFwd::Args& a, void* workspace) {
   const float* bias = p.bias && !p.has_epilogue() ? f32(a.bias) : nullptr;  // [K]
-  const auto multiply = [&](int, long long row, long long end, const float* patches, int ld) {
+  const Schedule plan = row_schedule(p);
+  auto* statistics = reinterpret_cast<double*>(f32(workspace) + plan.parts * plan.patch_floats);
+  const auto multiply = [&](int part, long long row, long long end, const float* patches, int ld) {
     float* y = f32(a.y) + row * p.q() * p.k;
     const int pixels = static_cast<int>((end - row) * p.q());
     for (int i = 0; bias && i < pixels; ++i) std::copy_n(bias, p.k, y + static_cast<size_t>(i) * p.k);
     sgemm(false, true, pixels, p.k, patch_size(p), 1, patches, ld, f32(a.w), patch_size(p), bias ? 1 : 0, y,
           p.k);
     if (p.has_epilogue()) conv2d_finish(p, a, static_cast<size_t>(y - f32(a.y)), pixels);
+    if (p.stats) {
+      add_statistics(y, pixels, p.k, row == plan.begin(output_rows(p), part),
+                     statistics + static_cast<size_t>(part) * kStatisticRows * p.k);
+    }
   };
-  for_each_chunk(p, row_schedule(p), f32(a.x), f32(workspace), multiply);
+  for_each_chunk(p, plan, f32(a.x), f32(workspace), multiply);
+  if (p.stats) {
+    const auto pixels = [&](int part) {
+      return (plan.begin(output_rows(p), part + 1) - plan.begin(output_rows(p), part)) * p.q();
+    };
+    merge_statistics(statistics, plan.parts, p.k, pixels, f32(a.mean), f32(a.var));
+  }
+}
+
+size_t fwd_any_workspace(const Conv2dProblem& p) {
+  return conv2d_unpooled_bytes(p) + fwd_workspace(conv2d_unpooled(p));
+}
+
+void fwd_any(const Conv2dProblem& p, const Conv2dFwd::Args& a, void* workspace) {
+  conv2d_fwd_with_pool(p, a, workspace, max_pool2d_fwd_cpu_fast, fwd);
 }
 
 // --- dgrad
@@ -232,8 +259,18 @@ void dgrad_strided(const Conv2dProblem& p, const Conv2dDgrad::Args& a, float* wo
   }
 }
 
+// dx = 0 where x has no slope.
+KILN_CPU_CLONES void gate_range(const float* x, float* dx, long long begin, long long end,
+                                const Conv2dGate& gate) {
+  for (long long i = begin; i < end; ++i) dx[i] = gate.passes(x[i]) ? dx[i] : 0.0f;
+}
+
 void dgrad(const Conv2dProblem& p, const Conv2dDgrad::Args& a, void* workspace) {
   (unstrided(p) ? dgrad_unstrided : dgrad_strided)(p, a, f32(workspace));
+  if (p.dact == ActKind::kNone) return;
+  parallel_ranges(1LL * p.n * p.h * p.w * p.x_channels(), [&](long long begin, long long end) {
+    gate_range(f32(a.x), f32(a.dx), begin, end, conv2d_gate(p.dact));
+  });
 }
 
 // --- wgrad
@@ -298,7 +335,8 @@ void wgrad(const Conv2dProblem& p, const Conv2dWgrad::Args& a, void* workspace) 
 
 }  // namespace
 
-extern const Impl<Conv2dFwd> conv2d_fwd_cpu_fast = cpu_impl<Conv2dFwd, fwd_workspace, fwd>("cpu_fast");
+extern const Impl<Conv2dFwd> conv2d_fwd_cpu_fast =
+    cpu_impl<Conv2dFwd, fwd_any_workspace, fwd_any>("cpu_fast");
 extern const Impl<Conv2dDgrad> conv2d_dgrad_cpu_fast =
     cpu_impl<Conv2dDgrad, dgrad_workspace, dgrad>("cpu_fast");
 extern const Impl<Conv2dWgrad> conv2d_wgrad_cpu_fast =

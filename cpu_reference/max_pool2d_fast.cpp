@@ -12,12 +12,23 @@ namespace {
 
 constexpr int kBlock = 64;  // channels whose maxima and positions stay in the L1 cache
 
+// Positions of `count` channels, the first a multiple of 4, four a byte.
+void pack_positions(const int* position, int count,
+                    uint8_t* arg) {  // [ceil(count/4)]
+  for (int c = 0; c < count; c += 4) {
+    int four = 0;
+    for (int j = 0; j < std::min(4, count - c); ++j) four |= position[c + j] << (2 * j);
+    arg[c / 4] = static_cast<uint8_t>(four);
+  }
+}
+
 // One output pixel, channels [begin, begin + count), its window at (h, w), which may be negative.
 KILN_CPU_CLONES void max_over_window(const PoolShape& g,
                                      const float* x,  // [H,W,C], one image
                                      int h, int w, int begin, int count,
-                                     float* y,                  // [C]
-                                     uint8_t* arg) {            // [C] or null
+                                     float* y,      // [C]
+                                     uint8_t* arg,  // [C] or with kArg2 [ceil(C/4)], or null
+                                     PoolArg encoding) {
   const int r0 = std::max(0, -h), r1 = std::min(g.r, g.h - h);  // the part inside the image, never empty
   const int s0 = std::max(0, -w), s1 = std::min(g.s, g.w - w);
   float best[kBlock];
@@ -36,7 +47,9 @@ KILN_CPU_CLONES void max_over_window(const PoolShape& g,
     }
   }
   for (int c = 0; c < count; ++c) y[begin + c] = best[c];
-  if (arg) {
+  if (encoding == PoolArg::kArg2) {
+    pack_positions(position, count, arg + begin / 4);
+  } else if (arg) {
     for (int c = 0; c < count; ++c) arg[begin + c] = static_cast<uint8_t>(position[c]);
   }
 }
@@ -46,21 +59,33 @@ KILN_CPU_CLONES void add_where_chosen(const float* dy, const uint8_t* arg, int a
   for (int c = 0; c < channels; ++c) dx[c] += arg[c] == at ? dy[c] : 0.0f;
 }
 
+KILN_CPU_CLONES void add_where_chosen_arg2(const float* dy,
+                                           const uint8_t* arg,  // [ceil(channels/4)]
+                                           int at, float* dx, int channels) {
+  for (int c = 0; c < channels; ++c) dx[c] += (arg[c / 4] >> (2 * (c % 4)) & 3) == at ? dy[c] : 0.0f;
+}
+
 void max_pool2d_fwd(const MaxPool2dProblem& problem, const MaxPool2dFwd::Args& a) {
   const PoolShape g = make_pool_shape(problem);
   for_each_window(g, problem.n, [&](long long image, int h, int w, long long out) {
-    uint8_t* arg = a.arg ? static_cast<uint8_t*>(a.arg) + out : nullptr;
+    uint8_t* arg = a.arg ? static_cast<uint8_t*>(a.arg) + out / g.c * problem.arg_bytes_per_pixel() : nullptr;
     for (int c = 0; c < g.c; c += kBlock) {
       max_over_window(g, f32(a.x) + image * g.h * g.w * g.c, h, w, c, std::min(kBlock, g.c - c),
-                      f32(a.y) + out, arg);
+                      f32(a.y) + out, arg, problem.arg);
     }
   });
 }
 
 void max_pool2d_bwd(const MaxPool2dProblem& problem, const MaxPool2dBwd::Args& a) {
   const PoolShape g = make_pool_shape(problem);
+  const auto* arg = static_cast<const uint8_t*>(a.arg);
   gather_windows(g, problem.n, f32(a.dx), [&](long long in, int r, int s, float* dx) {
-    add_where_chosen(f32(a.dy) + in, static_cast<const uint8_t*>(a.arg) + in, r * g.s + s, dx, g.c);
+    if (problem.arg == PoolArg::kArg2) {
+      add_where_chosen_arg2(f32(a.dy) + in, arg + in / g.c * problem.arg_bytes_per_pixel(), r * g.s + s, dx,
+                            g.c);
+    } else {
+      add_where_chosen(f32(a.dy) + in, arg + in, r * g.s + s, dx, g.c);
+    }
   });
 }
 

@@ -3,9 +3,11 @@
 #include <omp.h>
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
+#include "harness/number_flags.h"
 #include "harness/tuning.h"
 #include "kernels/common/error.h"
 
@@ -53,18 +55,19 @@ void add_common_options(CLI::App& app, CommonOptions& o) {
   app.add_option(
          "--train-images", o.train_images,
          "use the first N training images; the built-in set is made with N (default: all; built-in: 10000)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   app.add_option("--test-images", o.test_images,
                  "the same for the test images (default: all; built-in: 2000)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   app.add_option("--threads", o.threads, "CPU threads (default: OMP_NUM_THREADS, else all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
 }
 
 NetworkDescription load_network(const std::string& model) {
   if (!ends_with(model, ".json") && model.find('/') == std::string::npos) return builtin_network(model);
   std::ifstream in(model, std::ios::binary);
-  if (!in) fail_usage("--model '" + model + "': the file cannot be read");
+  if (!in || std::filesystem::is_directory(model))
+    fail_usage("--model '" + model + "': the file cannot be read");
   const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   try {
     return parse_network(text);

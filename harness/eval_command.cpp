@@ -6,6 +6,7 @@
 #include "harness/build_info.h"
 #include "harness/commands.h"
 #include "harness/common_options.h"
+#include "harness/number_flags.h"
 #include "harness/progress.h"
 #include "harness/run_config.h"
 #include "kernels/common/error.h"
@@ -45,6 +46,7 @@ int evaluate(EvalFlags flags, const std::string& command_line) {
   DataPair data = load_images(flags.common, stderr);
   if (is_run) take_normalisation_of_run(run, &data);
   Trainer trainer(network, data, device, options);
+  for (const std::string& note : trainer.impl_notes()) std::fprintf(stderr, "note: %s\n", note.c_str());
   trainer.load_weights(weights);
   const EvalResult result = trainer.evaluate();
 
@@ -85,9 +87,7 @@ Command add_eval_command(CLI::App& app, const std::string& command_line) {
                   "the data")
       ->required();
   add_common_options(*sub, flags->common);
-  sub->add_option("--batch", flags->batch, "images a step")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  sub->add_option("--batch", flags->batch, "images a step")->check(above_zero())->capture_default_str();
   sub->add_flag("--json", flags->json, "print one JSON object instead of a line");
   sub->footer(
       "Examples:\n"

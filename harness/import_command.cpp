@@ -12,6 +12,7 @@
 #include "harness/image_file.h"
 #include "harness/image_folder.h"
 #include "harness/interrupt.h"
+#include "harness/number_flags.h"
 #include "harness/progress.h"
 #include "kernels/common/error.h"
 
@@ -210,12 +211,13 @@ Command add_import_command(CLI::App& app) {
   sub->add_option("--test-fraction", f.test_fraction,
                   "share of each class that becomes test images, where there is no FOLDER/test")
       ->check([](const std::string& text) {
-        char* end = nullptr;
-        const double value = std::strtod(text.c_str(), &end);
-        return *end == '\0' && value > 0 && value < 1 ? "" : "must be over 0 and below 1";
+        const double value = finite_number(text);
+        return value > 0 && value < 1 ? "" : "must be over 0 and below 1";
       })
       ->capture_default_str();
-  sub->add_option("--seed", f.seed, "seed of the split and of the images' order")->capture_default_str();
+  sub->add_option("--seed", f.seed, "seed of the split and of the images' order")
+      ->check(seed_number())
+      ->capture_default_str();
   sub->add_flag("--skip-bad", f.skip_bad, "leave out files that cannot be read, and list them");
   sub->add_flag("--overwrite", f.overwrite, "replace FILE");
   sub->footer(

@@ -100,8 +100,11 @@ void print_tuned(const std::string& flag) {
   }
   std::printf(
       "A choice counts on a GPU of that name while the implementations and configs to choose from are the "
-      "ones it "
-      "was measured among;\n`kiln train --print-plan` shows what a network gets.\n");
+      "ones it was\n"
+      "measured among. A convolution or linear problem with an epilogue (..._scale_bias_relu) that has no "
+      "choice of its own\n"
+      "takes that of the same problem without it, if what it names supports the epilogue. `kiln train "
+      "--print-plan` shows\nwhat a network gets.\n");
 }
 
 }  // namespace

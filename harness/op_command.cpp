@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <set>
 #include <sstream>
 
 #include "harness/execute.h"
@@ -62,6 +64,19 @@ void check_count(const char* flag, const std::vector<std::string>& files,
   if (files.size() != count) {
     fail_usage(pass.id() + ": " + flag + " takes " + std::to_string(count) + " files (" +
                (names.empty() ? "" : names.substr(1)) + "), got " + std::to_string(files.size()));
+  }
+}
+
+// Throws Error where a file could not be written because of its name, before any is.
+void require_writable(const std::vector<std::string>& files) {
+  std::set<std::string> seen;
+  for (const std::string& file : files) {
+    const std::filesystem::path folder = std::filesystem::path(file).parent_path();
+    if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+      fail_usage("--out " + file + ": there is no folder " + folder.string());
+    }
+    if (std::filesystem::is_directory(file)) fail_usage("--out " + file + " is a folder");
+    if (!seen.insert(file).second) fail_usage("--out " + file + " is named twice");
   }
 }
 
@@ -139,11 +154,16 @@ int run_op_command(const OpCommand& command) {
   const PassInfo& pass = find_pass(command.pass);
   const Device& device = device_from_name(command.device);
   const DType dtype = dtype_from_name(command.dtype);
+  if (command.problem.empty()) {
+    fail_usage(pass.id() + ": --problem is needed, for example " + example_problem(pass.op));
+  }
   const AnyProblem problem = pass.parse(command.problem, dtype);
   const std::vector<TensorSpec> specs = pass.tensors(problem);
   check_count("--in", command.in, specs, &TensorSpec::is_input, pass);
   check_count("--out", command.out, specs, &TensorSpec::is_output, pass);
+  require_writable(command.out);
   const std::string impl = command.impl.empty() ? first_that_supports(pass, problem, device) : command.impl;
+  pass.plan(problem, device, impl);  // what cannot run is told before files are read
   const HostTensors outputs = execute(pass, problem, device, impl, load_inputs(pass, command, specs));
   size_t next = 0;
   for (const HostTensor& tensor : outputs) {

@@ -12,6 +12,7 @@
 #include "harness/commands.h"
 #include "harness/count_progress.h"
 #include "harness/image_file.h"
+#include "harness/number_flags.h"
 #include "harness/predict_model.h"
 #include "kernels/common/error.h"
 #include "nn/inference.h"
@@ -177,6 +178,7 @@ int predict(const PredictFlags& f) {
     progress.add(here);
   }
   progress.finish();
+  for (const std::string& note : session.impl_notes()) std::fprintf(stderr, "note: %s\n", note.c_str());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   Json list = Json::array();
@@ -224,10 +226,10 @@ Command add_predict_command(CLI::App& app) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   add_predict_model_options(*sub, f.model);
   sub->add_option("--top", f.top, "classes printed for each image")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
   sub->add_option("--batch", f.batch, "images that run at once; beyond rounding it changes no result")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
   sub->add_flag("--json", f.json, "print one JSON object");
   sub->add_flag(

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "harness/number_flags.h"
 #include "harness/run_config.h"
 #include "kernels/common/error.h"
 
@@ -162,7 +163,7 @@ void add_predict_model_options(CLI::App& app, PredictModelFlags& f) {
   app.add_option("--tune-cache", f.common.tune_cache,
                  "tuned choices, as `kiln train --tune-cache` takes them");
   app.add_option("--threads", f.common.threads, "CPU threads (default: OMP_NUM_THREADS, else all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
 }
 
 PredictModel find_predict_model(const PredictModelFlags& f) {

@@ -5,6 +5,7 @@
 
 #include "harness/build_info.h"
 #include "harness/commands.h"
+#include "harness/number_flags.h"
 #include "harness/nvml.h"
 #include "harness/profile_report.h"
 #include "harness/run_folder.h"
@@ -75,11 +76,11 @@ Command add_swap_command(CLI::App& app, const std::string& command_line) {
       "swap", "measure what other implementations of some passes do to a network's training step");
   auto flags = std::make_shared<Flags>();
   add_common_options(*sub, flags->common);
-  sub->add_option("--batch", flags->batch, "images a step (512)")->check(CLI::PositiveNumber);
+  sub->add_option("--batch", flags->batch, "images a step (512)")->check(above_zero());
   sub->add_option("--seed", flags->seed, "seed of initial weights, order and augmentation")
+      ->check(seed_number())
       ->capture_default_str();
-  sub->add_option("--steps", flags->replays, "steps to measure (20 on cuda, 5 on cpu)")
-      ->check(CLI::PositiveNumber);
+  sub->add_option("--steps", flags->replays, "steps to measure (20 on cuda, 5 on cpu)")->check(above_zero());
   sub->add_option("--out", flags->out, "also write the figures to this file, as JSON");
   sub->footer(
       "Every alternative of every assignment of --impl is compared by itself with the default: the times of "

@@ -113,7 +113,7 @@ class Run {
     data_ = load_images(flags.common, stderr);
     trainer_ = std::make_unique<Trainer>(network_, data_, device_, options_);
     for (const std::string& note : trainer_->impl_notes()) {
-      std::fprintf(stderr, "note: --impl '%s': %s\n", flags.common.impl.c_str(), note.c_str());
+      std::fprintf(stderr, "note: %s\n", note.c_str());
     }
     if (!flags.resume.empty()) load_checkpoint();
     if (flags.profile && !flags.print_plan) {

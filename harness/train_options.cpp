@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "harness/number_flags.h"
 #include "kernels/common/error.h"
 
 namespace kiln {
@@ -32,7 +33,7 @@ void require_flag(bool holds, const std::string& flag, const std::string& rule) 
 }
 
 void check_train_options(const TrainOptions& o, const TrainFlags& f) {
-  require_flag(std::isfinite(o.epochs) && o.epochs > 0, "--epochs", "must be above 0");
+  require_flag(o.epochs > 0 && o.epochs <= kMostEpochs, "--epochs", "must be above 0, at most 1,000,000");
   require_flag(o.batch > 0, "--batch", "must be at least 1");
   require_flag(std::isfinite(o.lr) && o.lr >= 0, "--lr", "must be a number of at least 0");
   require_flag(o.warmup_epochs >= 0 && o.warmup_epochs <= o.epochs, "--warmup",
@@ -111,7 +112,9 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       "--resume", f.resume,
       "go on from the checkpoint in this run folder, with its network, data, seed and options where they are "
       "not named here; writes into the same folder unless --out names another");
-  app.add_option("--seed", f.seed, "seed of initial weights, order and augmentation")->capture_default_str();
+  app.add_option("--seed", f.seed, "seed of initial weights, order and augmentation")
+      ->check(seed_number())
+      ->capture_default_str();
   const std::string recipe = "Recipe (defaults: small_cnn / resnet18 and mobilenets)";
   const auto option = [&](const char* name, auto& value, const char* text) {
     return app.add_option(name, value, text)->group(recipe);
@@ -139,12 +142,12 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
   app.add_flag("--no-flip", f.no_flip, "no random left-right flip")->group(recipe);
   option("--cutout", f.cutout, "side of a random square set to the mean, pixels (0: none)");
   app.add_option("--max-steps", f.max_steps, "stop after this many steps (default: no limit)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   app.add_option("--eval-every", f.eval_every, "also evaluate after every N epochs; not in train_seconds")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   app.add_option("--drain-every", f.drain_every,
                  "steps between lines of metrics.jsonl (50 on cuda, 5 on cpu)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   app.add_option(
          "--fusions-off", f.fusions_off,
          "rewrites of the network not to make, comma-separated; all: none is made (list: docs/engine.md)")
@@ -158,10 +161,10 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
          "folder")
       ->group(profiling);
   app.add_option("--profile-steps", f.profile_steps, "steps to measure (20 on cuda, 5 on cpu)")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->group(profiling);
   app.add_option("--profile-rows", f.profile_rows, "rows of the printed table")
-      ->check(CLI::NonNegativeNumber)
+      ->check(zero_or_above())
       ->capture_default_str()
       ->group(profiling);
   app.add_flag("--nvtx", f.nvtx,

@@ -12,6 +12,7 @@
 #include "harness/build_info.h"
 #include "harness/commands.h"
 #include "harness/common_options.h"
+#include "harness/number_flags.h"
 #include "harness/nvml.h"
 #include "harness/progress.h"
 #include "harness/tuning.h"
@@ -145,16 +146,22 @@ std::vector<Task> tasks_of_network(const Flags& flags, const Device& device, DTy
   return tasks;
 }
 
-std::vector<Task> tasks_of_problems(const std::vector<NamedProblem>& problems, DType dtype) {
+// The passes that take each problem; those that do not (its dtype, its epilogue) are left out. Throws Error
+// for an `asked` problem that none takes.
+std::vector<Task> tasks_of_problems(const std::vector<NamedProblem>& problems, DType dtype, bool asked) {
   std::vector<Task> tasks;
   for (const NamedProblem& named : problems) {
+    const size_t before = tasks.size();
+    std::string refusal;
     for (const PassInfo& pass : all_passes()) {
       if (pass.op != named.op || !named.has_pass(pass.pass)) continue;
       try {
         tasks.push_back({&pass, pass.parse(named.text, dtype)});
-      } catch (const Error&) {  // a pass that does not have this type
+      } catch (const Error& error) {
+        refusal = error.what();
       }
     }
+    if (asked && tasks.size() == before) fail_usage("--problem: " + refusal);
   }
   return tasks;
 }
@@ -162,15 +169,19 @@ std::vector<Task> tasks_of_problems(const std::vector<NamedProblem>& problems, D
 int run(const Flags& flags) {
   const Device& device = select_device(flags.common, stderr);
   const DType dtype = select_precision(flags.common.precision, device);
+  if (!flags.common.tune_cache.empty()) fail_usage("--tune-cache: `kiln tune` reads and writes --out");
+  for (const int batch : flags.batches) {
+    if (batch < 1) fail_usage("--batch must be at least 1, got " + std::to_string(batch));
+  }
   std::vector<Task> tasks;
   if (!flags.problems.empty()) {
     std::vector<NamedProblem> named;
     for (const std::string& text : flags.problems) {
       for (NamedProblem& p : problems_from_text(text)) named.push_back(std::move(p));
     }
-    tasks = tasks_of_problems(named, dtype);
+    tasks = tasks_of_problems(named, dtype, true);
   } else if (!flags.suite.empty()) {
-    tasks = tasks_of_problems(suite_problems(suite_from_name(flags.suite)), dtype);
+    tasks = tasks_of_problems(suite_problems(suite_from_name(flags.suite)), dtype, false);
   } else {
     tasks = tasks_of_network(flags, device, dtype);
   }
@@ -222,7 +233,7 @@ Command add_tune_command(CLI::App& app) {
   sub->add_option("--out", flags->out,
                   "the cache to add to (default: the user's, " + default_tune_cache() + ")");
   sub->add_option("--seconds", flags->seconds, "most seconds a choice")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
   sub->add_flag("--all", flags->all, "print the time of every choice, not of the fastest alone");
   sub->add_flag("--again", flags->again, "measure what the cache knows already, too");

@@ -162,6 +162,12 @@ std::vector<float> InferenceSession::predict(const float* images, long long coun
   return predict_in_batches(images, count, batch);
 }
 
+std::set<std::string> InferenceSession::impl_notes() const {
+  std::set<std::string> notes;
+  for (const auto& [key, ready] : programs_) notes.merge(ready->program.list().notes());
+  return notes;
+}
+
 std::vector<std::string> InferenceSession::plan_lines(int batch) {
   return ready(batch, true).program.list().lines();
 }

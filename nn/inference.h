@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ class InferenceSession {
   std::vector<float> predict(const float* images, long long count, int batch);
 
   const ShapedNetwork& network() const;  // as it is run, folded
+  // Steps of the batches run so far that are not what --impl or the tuning cache named, and why.
+  std::set<std::string> impl_notes() const;
   // What lower() made for a batch, one line a step.
   std::vector<std::string> plan_lines(int batch);
 

@@ -65,7 +65,8 @@ StepList lower(const ShapedNetwork& network, const ParameterLayout& layout, cons
                 .absorbed_by = std::vector<int>(network.layers(), -1),
                 .absorbed = std::vector<Lowering::Absorbed>(network.layers()),
                 .saved = std::vector<Lowering::Saved>(network.layers()),
-                .folded = std::vector<Lowering::Folded>(network.layers())};
+                .folded = std::vector<Lowering::Folded>(network.layers()),
+                .given = std::vector<Lowering::Given>(network.layers())};
   lower_input(&l);
   decide_fusions(&l);
   lower_forward(&l);

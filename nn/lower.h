@@ -13,12 +13,20 @@ namespace kiln {
 struct Fusions {
   bool bn_act = true;       // an activation that alone reads a batchnorm becomes part of it, both ways
   bool bn_residual = true;  // so does an add that alone reads it, with a relu or relu6 behind the add
+  bool bn_pool = true;      // so does a max_pool2d of 2x2 windows that alone reads what a batchnorm gives
   bool add_grad_alias =
       true;               // the gradients of an add's inputs are the gradient of its output, without a copy
   bool dgrad_acc = true;  // a conv2d's dgrad adds into the gradient that another consumer left there
   // Inference: what alone reads a conv2d becomes its epilogue, one behind the other: its batchnorm (as scale
   // and shift), an add, an activation.
   bool conv_bn = true, conv_residual = true, conv_act = true;
+  // A max_pool2d of 2x2 windows that alone reads the last of these becomes the conv2d's, if no add does; in
+  // training one that alone reads a conv2d, or the relu or relu6 that alone reads a conv2d.
+  bool conv_pool = true;
+  // In training a conv2d whose output one batchnorm alone reads gives that batchnorm's statistics.
+  bool conv_stats = true;
+  // A conv2d's dgrad goes back through the relu or relu6 whose output it alone reads.
+  bool dgrad_act = true;
   static std::vector<std::string> names();
   // All but those named in `off` ("all": none). Throws Error for an unknown name.
   static Fusions without(const std::vector<std::string>& off);

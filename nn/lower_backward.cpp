@@ -11,7 +11,8 @@ class Backward {
   explicit Backward(Lowering* lowering)
       : l_(*lowering),
         gradient_(l_.network.shapes.size(), kNoBuffer),
-        needed_(l_.network.shapes.size(), false) {
+        needed_(l_.network.shapes.size(), false),
+        gone_through_(l_.network.layers(), false) {
     for (int i = 0; i < l_.network.layers(); ++i) {
       const std::string& type = l_.network.layer(i).type;
       bool needed = type == "conv2d" || type == "depthwise_conv2d" || type == "linear" || type == "batchnorm";
@@ -76,11 +77,60 @@ class Backward {
     if (l_.options.fusions.dgrad_acc && gradient_[input()] != kNoBuffer && !shared(input()) &&
         l_.steps.offers<Conv2dDgrad>(layer.id, p, accumulating)) {
       l_.steps.emit<Conv2dDgrad>(Phase::kBackward, layer.id, accumulating,
-                                 {dy(), l_.weight(layer_), gradient_[input()]});
+                                 {dy(), l_.weight(layer_), kNoBuffer, gradient_[input()]});
       return;
     }
     const int dx = contribution(input());
-    l_.steps.emit<Conv2dDgrad>(Phase::kBackward, layer.id, p, {dy(), l_.weight(layer_), dx});
+    const int act = activation_of_input();
+    Conv2dProblem gated = p;
+    if (act >= 0) gated.dact = l_.network.layer(act).type == "relu" ? ActKind::kRelu : ActKind::kRelu6;
+    if (act >= 0 && l_.steps.offers<Conv2dDgrad>(layer.id, p, gated)) {
+      gone_through_[act] = true;
+      l_.steps.emit<Conv2dDgrad>(Phase::kBackward, layer.id + " + " + l_.id(act), gated,
+                                 {dy(), l_.weight(layer_), l_.input_buffer(layer_), dx});
+    } else {
+      l_.steps.emit<Conv2dDgrad>(Phase::kBackward, layer.id, p, {dy(), l_.weight(layer_), kNoBuffer, dx});
+    }
+    contribute(input(), dx);
+  }
+
+  // The relu or relu6 whose output this layer alone reads, perhaps pooled by the conv2d that does it: a
+  // maximum has a slope where its activation has one. -1: none.
+  int activation_of_input() const {
+    const int value = input();
+    if (!l_.options.fusions.dgrad_act || value == 0 || l_.network.consumers[value].size() != 1) return -1;
+    int act = value - 1;
+    if (const int head = l_.absorbed_by[act]; head >= 0) {
+      const bool pooled = l_.network.layer(head).type == "conv2d" && l_.absorbed[head].pool == act;
+      act = pooled ? l_.absorbed[head].act : -1;
+    }
+    if (act < 0) return -1;
+    const std::string& type = l_.network.layer(act).type;
+    return type == "relu" || type == "relu6" ? act : -1;
+  }
+
+  // This max_pool2d, which conv2d `head` did, and the activation before it: that is gone through at the
+  // maxima, where the gradient is.
+  void pool_of_conv2d(int head) {
+    const Lowering::Absorbed& with = l_.absorbed[head];
+    const ValueShape& out = l_.network.out(layer_);
+    int gradient = dy();
+    if (with.act >= 0 && !gone_through_[with.act]) {
+      const int masked = new_gradient(layer_ + 1, ".dy_act");
+      const std::vector<int> buffers = {gradient, l_.output_buffer(layer_), masked};
+      if (l_.network.layer(with.act).type == "relu") {
+        l_.steps.emit<ReluBwd>(Phase::kBackward, l_.id(with.act),
+                               elementwise_problem<ReluBwd::Problem>(out, n(), dtype()), buffers);
+      } else {
+        l_.steps.emit<Relu6Bwd>(Phase::kBackward, l_.id(with.act),
+                                elementwise_problem<Relu6Bwd::Problem>(out, n(), dtype()), buffers);
+      }
+      gradient = masked;
+    }
+    MaxPool2dProblem p = max_pool2d_problem(l_.network.layer(layer_), l_.network.in(layer_), n(), dtype());
+    p.arg = PoolArg::kArg2;
+    const int dx = contribution(input());
+    l_.steps.emit<MaxPool2dBwd>(Phase::kBackward, l_.id(layer_), p, {gradient, l_.saved[head].arg, dx});
     contribute(input(), dx);
   }
 
@@ -116,9 +166,10 @@ class Backward {
     const int in = l_.network.inputs[i][0];
     const int dx = contribution(in);
     const int dresidual = p.masked() ? contribution(absorbed.residual) : kNoBuffer;
-    l_.steps.emit<BatchnormBwd>(Phase::kBackward, l_.fused_name(i), p,
-                                {dy(), l_.input_buffer(i), l_.gamma(i), l_.beta(i), saved.mean, saved.rstd,
-                                 saved.mask, dx, l_.weight_gradient(i), l_.bias_gradient(i), dresidual});
+    l_.steps.emit<BatchnormBwd>(
+        Phase::kBackward, l_.fused_name(i), p,
+        {dy(), l_.input_buffer(i), l_.gamma(i), l_.beta(i), saved.mean, saved.rstd, saved.mask, saved.arg, dx,
+         l_.weight_gradient(i), l_.bias_gradient(i), dresidual});
     const int gradient = dy();
     contribute(in, dx);
     if (p.residual) contribute(absorbed.residual, p.masked() ? dresidual : gradient);
@@ -154,7 +205,7 @@ class Backward {
     const int dx = contribution(input());
     if (layer.type == "max_pool2d") {
       MaxPool2dProblem p = max_pool2d_problem(layer, in, n(), dtype());
-      p.arg = PoolArg::kArg8;
+      p.arg = l_.saved[layer_].arg2 ? PoolArg::kArg2 : PoolArg::kArg8;
       l_.steps.emit<MaxPool2dBwd>(Phase::kBackward, layer.id, p, {dy(), l_.saved[layer_].arg, dx});
     } else if (layer.type == "avg_pool2d") {
       l_.steps.emit<AvgPool2dBwd>(Phase::kBackward, layer.id, avg_pool2d_problem(layer, in, n(), dtype()),
@@ -174,9 +225,11 @@ class Backward {
     const std::string& type = l_.network.layer(layer_).type;
     if (l_.absorbed[layer_].add >= 0) return;  // done where its add was
     if (l_.absorbed_by[layer_] >= 0) {
+      const int head = l_.absorbed_by[layer_];
+      if (type == "max_pool2d" && l_.network.layer(head).type == "conv2d") return pool_of_conv2d(head);
       return type == "add" ? batchnorm(l_.absorbed_by[layer_]) : contribute(input(), dy());
     }
-    if (type == "flatten") return contribute(input(), dy());
+    if (type == "flatten" || gone_through_[layer_]) return contribute(input(), dy());
     if (type == "conv2d") return conv2d();
     if (type == "depthwise_conv2d") return depthwise_conv2d();
     if (type == "linear") return linear();
@@ -193,6 +246,8 @@ class Backward {
   int layer_ = 0;              // the layer being done
   std::vector<int> gradient_;  // a value: its gradient so far
   std::vector<bool> needed_;   // a value: parameters lie before it
+  // A layer: a relu or relu6 that the dgrad of the conv2d behind it went back through.
+  std::vector<bool> gone_through_;
 };
 
 }  // namespace

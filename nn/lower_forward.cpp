@@ -42,14 +42,39 @@ void forward_batchnorm(Lowering* l, int i, int y) {
     s.emit<BatchnormFwdInfer>(Phase::kForward, l->fused_name(i), p, {x, gamma, beta, mean, var, residual, y});
     return;
   }
+  const Lowering::Given given = l->given[i];
+  const bool is_given = given.mean != kNoBuffer;
   Lowering::Saved& saved = l->saved[i];
-  saved.mean = s.arena(l->id(i) + ".saved_mean", sizeof(float) * p.c);
+  saved.mean = is_given ? given.mean : s.arena(l->id(i) + ".saved_mean", sizeof(float) * p.c);
   saved.rstd = s.arena(l->id(i) + ".saved_rstd", sizeof(float) * p.c);
   if (p.masked()) {
     saved.mask = s.arena(l->id(i) + ".mask", static_cast<size_t>(p.per_channel()) * p.mask_bytes_per_pixel());
   }
-  s.emit<BatchnormFwdTrain>(Phase::kForward, l->fused_name(i), p,
-                            {x, gamma, beta, residual, mean, var, y, saved.mean, saved.rstd, saved.mask});
+  if (p.pool) {
+    const std::string name = l->id(l->absorbed[i].pool) + ".arg";
+    saved.arg = s.arena(name, static_cast<size_t>(p.n) * p.out_h() * p.out_w() * p.arg_bytes_per_pixel());
+    s.list().kinks[name] = {Kink::Kind::kArg2, saved.arg, p.c};
+  }
+  if (is_given) {
+    s.emit<BatchnormFwdGiven>(
+        Phase::kForward, l->fused_name(i), p,
+        {x, gamma, beta, residual, given.mean, given.var, mean, var, y, saved.rstd, saved.mask, saved.arg});
+  } else {
+    s.emit<BatchnormFwdTrain>(
+        Phase::kForward, l->fused_name(i), p,
+        {x, gamma, beta, residual, mean, var, y, saved.mean, saved.rstd, saved.mask, saved.arg});
+  }
+}
+
+// The buffer for the positions of a max_pool2d's 2x2 windows, 2 bits each, which step `head` saves.
+int new_arg2(Lowering* l, int head, int pool) {
+  const ValueShape& out = l->network.out(pool);
+  const std::string name = l->id(pool) + ".arg";
+  const size_t pixels = static_cast<size_t>(l->options.batch) * out.h * out.w;
+  const int arg = l->steps.arena(name, pixels * ((out.c + 3) / 4));
+  l->steps.list().kinks[name] = {Kink::Kind::kArg2, arg, out.c};
+  l->saved[head].arg2 = true;
+  return l->saved[head].arg = arg;
 }
 
 // The conv2d `i` with what it absorbed, into y.
@@ -58,8 +83,18 @@ void forward_conv2d(Lowering* l, int i, int y) {
   const Lowering::Folded folded = with.batchnorm >= 0 ? l->folded[with.batchnorm] : Lowering::Folded{};
   const int bias = with.batchnorm >= 0 ? folded.shift : l->bias(i);
   const int residual = with.add >= 0 ? l->value_buffer[with.residual] : kNoBuffer;
-  l->steps.emit<Conv2dFwd>(Phase::kForward, l->fused_name(i), l->conv2d(i, with),
-                           {l->input_buffer(i), l->weight(i), folded.scale, bias, residual, y});
+  Conv2dProblem p = l->conv2d(i, with);
+  const int arg = p.pool_arg ? new_arg2(l, i, with.pool) : kNoBuffer;
+  Lowering::Given stats;
+  p.stats = l->gives_stats(i);
+  if (p.stats) {
+    stats.mean = l->steps.arena(l->id(i) + ".mean", sizeof(float) * p.k);
+    stats.var = l->steps.arena(l->id(i) + ".var", sizeof(float) * p.k);
+    l->given[l->network.consumers[i + 1][0]] = stats;
+  }
+  l->steps.emit<Conv2dFwd>(
+      Phase::kForward, l->fused_name(i), p,
+      {l->input_buffer(i), l->weight(i), folded.scale, bias, residual, y, arg, stats.mean, stats.var});
 }
 
 // One step ahead of all: scale and shift of the batchnorms that conv2ds absorbed.
@@ -109,6 +144,15 @@ int new_arg(Lowering* l, int i, size_t bytes_each) {
   return l->saved[i].arg = arg;
 }
 
+// Whether the implementations that a training max_pool2d would get also take 2 bits a position.
+bool takes_arg2(const Lowering& l, int i, const MaxPool2dProblem& arg8) {
+  if (arg8.r != 2 || arg8.s != 2) return false;
+  MaxPool2dProblem arg2 = arg8;
+  arg2.arg = PoolArg::kArg2;
+  return l.steps.offers<MaxPool2dFwd>(l.id(i), arg8, arg2) &&
+         l.steps.offers<MaxPool2dBwd>(l.id(i), arg8, arg2);
+}
+
 void forward_pool(Lowering* l, int i) {
   StepBuilder& s = l->steps;
   const LayerDescription& layer = l->network.layer(i);
@@ -118,8 +162,13 @@ void forward_pool(Lowering* l, int i) {
   const bool training = l->options.training;
   if (layer.type == "max_pool2d") {
     MaxPool2dProblem p = max_pool2d_problem(layer, in, n, dtype);
-    if (training) p.arg = PoolArg::kArg8;
-    s.emit<MaxPool2dFwd>(Phase::kForward, layer.id, p, {x, y, training ? new_arg(l, i, 1) : kNoBuffer});
+    int arg = kNoBuffer;
+    if (training) {
+      p.arg = PoolArg::kArg8;
+      arg = takes_arg2(*l, i, p) ? new_arg2(l, i, i) : new_arg(l, i, 1);
+      if (l->saved[i].arg2) p.arg = PoolArg::kArg2;
+    }
+    s.emit<MaxPool2dFwd>(Phase::kForward, layer.id, p, {x, y, arg});
   } else if (layer.type == "avg_pool2d") {
     s.emit<AvgPool2dFwd>(Phase::kForward, layer.id, avg_pool2d_problem(layer, in, n, dtype), {x, y});
   } else if (layer.type == "global_max_pool") {
@@ -188,7 +237,8 @@ void lower_forward(Lowering* l) {
       l->value_buffer[i + 1] = l->input_buffer(i);
       continue;
     }
-    const int y = l->value_buffer[i + 1] = l->value_buffer_of(l->id(i) + ".y", i + 1);
+    const int last = l->absorbed[i].pool >= 0 ? l->absorbed[i].pool : i;  // whose size y has
+    const int y = l->value_buffer[i + 1] = l->value_buffer_of(l->id(i) + ".y", last + 1);
     if (head >= 0) {
       l->value_buffer[head + 1] = y;
       const int batchnorm = l->absorbed[head].batchnorm;

@@ -22,16 +22,22 @@ struct Lowering {
     int add = -1;
     int residual = -1;  // the value that the add joins
     int act = -1;
+    int pool = -1;  // a max_pool2d of 2x2 windows, stride 2
   };
   std::vector<Absorbed> absorbed;  // a layer
   struct Saved {
     int mean = kNoBuffer, rstd = kNoBuffer, mask = kNoBuffer, arg = kNoBuffer;
+    bool arg2 = false;  // the max_pool2d's positions are 2 bits each
   };
   std::vector<Saved> saved;  // a layer: what its backward needs
   struct Folded {
     int scale = kNoBuffer, shift = kNoBuffer;
   };
   std::vector<Folded> folded;  // a layer: of a batchnorm that a conv2d absorbed
+  struct Given {
+    int mean = kNoBuffer, var = kNoBuffer;
+  };
+  std::vector<Given> given;  // a layer: of a batchnorm whose input's maker gives the statistics
 
   const std::string& id(int layer) const { return network.layer(layer).id; }
   // The id of the layer that makes a value.
@@ -54,6 +60,7 @@ struct Lowering {
   BatchnormProblem batchnorm(int layer) const { return batchnorm(layer, absorbed[layer]); }
   // The same of a conv2d.
   Conv2dProblem conv2d(int layer, const Absorbed& with) const;
+  bool gives_stats(int layer) const;        // whether the conv2d gives its reader, a batchnorm, statistics
   std::string fused_name(int layer) const;  // "bn2 + add + relu"
 
  private:

@@ -31,6 +31,26 @@ float moved(Kink::Kind kind, float y, bool pass, DType dtype) {
   return dtype == DType::kF32 ? std::nextafter(6.0f, 0.0f) : 5.96875f;  // bf16's neighbour of 6
 }
 
+// Positions of 2 bits each, four a byte, in rows of `channels` that fill whole bytes: as a byte each, and
+// back.
+std::vector<uint8_t> unpacked(const std::vector<uint8_t>& bits, int channels) {
+  const size_t row = static_cast<size_t>(channels + 3) / 4, c = static_cast<size_t>(channels);
+  std::vector<uint8_t> bytes(bits.size() / row * c);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    bytes[i] = static_cast<uint8_t>(bits[i / c * row + i % c / 4] >> i % c % 4 * 2 & 3);
+  }
+  return bytes;
+}
+std::vector<uint8_t> packed(const std::vector<uint8_t>& bytes, int channels) {
+  const size_t row = static_cast<size_t>(channels + 3) / 4, c = static_cast<size_t>(channels);
+  std::vector<uint8_t> bits(bytes.size() / c * row);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    uint8_t& to = bits[i / c * row + i % c / 4];
+    to = static_cast<uint8_t>(to | (bytes[i] & 3) << i % c % 4 * 2);
+  }
+  return bits;
+}
+
 void replace(const StepProbe::Tensors& with, std::vector<NamedTensor>* tensors, size_t* used) {
   for (NamedTensor& t : *tensors) {
     const auto found = with.find(t.name);
@@ -148,9 +168,10 @@ StepProbe::Kinks StepProbe::kinks() const {
   Kinks kinks;
   for (const auto& [name, kink] : program_.list().kinks) {
     std::vector<uint8_t>& bytes = kinks[name];
-    if (kink.kind == Kink::Kind::kArg) {
+    if (kink.kind == Kink::Kind::kArg || kink.kind == Kink::Kind::kArg2) {
       bytes.resize(program_.list().buffers[kink.buffer].bytes);
       backend_->download(bytes.data(), program_.address(kink.buffer), bytes.size());
+      if (kink.kind == Kink::Kind::kArg2) bytes = unpacked(bytes, kink.channels);
     } else {
       for (float y : read(kink.buffer)) bytes.push_back(passes(kink.kind, y) ? 1 : 0);
     }
@@ -163,9 +184,11 @@ void StepProbe::impose_kinks(const Kinks& kinks) {
     const auto found = program_.list().kinks.find(name);
     if (found == program_.list().kinks.end()) fail_usage("impose_kinks: this program has no '" + name + "'");
     const Kink& kink = found->second;
-    if (kink.kind == Kink::Kind::kArg) {
-      if (bytes.size() != program_.list().buffers[kink.buffer].bytes) fail_usage(name + ": wrong size");
-      backend_->upload(program_.address(kink.buffer), bytes.data(), bytes.size());
+    if (kink.kind == Kink::Kind::kArg || kink.kind == Kink::Kind::kArg2) {
+      const std::vector<uint8_t> stored =
+          kink.kind == Kink::Kind::kArg2 ? packed(bytes, kink.channels) : bytes;
+      if (stored.size() != program_.list().buffers[kink.buffer].bytes) fail_usage(name + ": wrong size");
+      backend_->upload(program_.address(kink.buffer), stored.data(), stored.size());
       continue;
     }
     std::vector<float> y = read(kink.buffer);

@@ -26,9 +26,9 @@ class StepProbe {
   };
   // By PyTorch's names, in PyTorch's layouts; running_mean and running_var too.
   using Tensors = std::map<std::string, std::vector<float>>;
-  // By "<relu or relu6 id>.y": 1 where it lets pass; by "<max_pool2d id>.arg": the saved position, a byte, by
-  // "<global_max_pool id>.arg": four bytes (int32). An activation that its batchnorm does has none: switch
-  // bn_act and bn_residual off.
+  // By "<relu or relu6 id>.y": 1 where it lets pass; by "<max_pool2d id>.arg": the saved position, a byte
+  // (also where it is stored in 2 bits), by "<global_max_pool id>.arg": four bytes (int32). An activation
+  // that its batchnorm or conv2d does has none: switch bn_act, bn_residual and conv_pool off.
   using Kinks = std::map<std::string, std::vector<uint8_t>>;
 
   StepProbe(const NetworkDescription& network, const ValueShape& input, int classes, int batch,

@@ -38,6 +38,19 @@ class StepBuilder {
     return false;
   }
 
+  // True where `Other` can do `problem` in the place of Pass: the user has no wish for Pass, or names an
+  // implementation that Other has too.
+  template <class Pass, class Other>
+  bool replaces(const typename Pass::Problem& problem) const {
+    const std::string wish = choice_.wish(Pass::kOp, Pass::kPass, device_.kind).name;
+    for (const Impl<Other>* impl : Other::impls(device_.kind)) {
+      const bool wished = wish.empty() ? detail::picks_unasked(*impl, problem, device_)
+                                       : wish.substr(0, wish.find(':')) == impl->name;
+      if (wished && impl->supports(problem, device_)) return true;
+    }
+    return false;
+  }
+
   // One buffer a pointer of Pass::Args. Throws Error naming the layer where no implementation, or not the one
   // wished for, supports the problem.
   template <class Pass>
@@ -55,7 +68,7 @@ class StepBuilder {
               .buffers = std::move(buffers)};
     if (!picked.config.empty()) step.impl += ":" + picked.config;
     const auto plan = naming(layer, [&] {
-      return std::make_shared<Plan<Args>>(picked.impl->plan(problem, device_, picked.config));
+      return std::make_shared<Plan<Args>>(plan_of(*picked.impl, problem, device_, picked.config));
     });
     step.workspace_bytes = plan->workspace_bytes();
     step.bind = [plan](std::span<void* const> pointers, void* workspace) {

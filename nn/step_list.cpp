@@ -67,4 +67,13 @@ std::vector<std::string> StepList::lines() const {
   return lines;
 }
 
+std::set<std::string> StepList::notes() const {
+  std::set<std::string> notes;
+  for (const Step& step : steps) {
+    if (step.passed_over.empty()) continue;
+    notes.insert(step.pass + " " + step.problem + ": " + step.impl + " (" + step.passed_over + ")");
+  }
+  return notes;
+}
+
 }  // namespace kiln

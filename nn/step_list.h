@@ -4,6 +4,7 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -49,17 +50,18 @@ struct Step {
   std::string pass = {};          // "conv2d.fwd"
   std::string problem = {};       // "n512_h32_w32_c3_k64_r3_st1_p1"
   std::string impl = {};          // "naive", "wgmma:128x256x64_s4"
-  std::string passed_over = {};   // "cudnn: <rule>": what a glob of --impl asked for, and why it is not that
+  std::string passed_over = {};   // what --impl or the tuning cache named, and why it is not that
   std::vector<int> buffers = {};  // one a pointer of Args, kNoBuffer for null
   size_t workspace_bytes = 0;
   std::function<Bound(std::span<void* const> pointers, void* workspace)> bind = {};
 };
 
 // What decides between slopes in the backward pass. kRelu and kRelu6: the layer's output; kArg: the positions
-// that a max pool saved.
+// that a max pool saved; kArg2: those in 2 bits each, `channels` of them a pixel in whole bytes.
 struct Kink {
-  enum class Kind { kRelu, kRelu6, kArg } kind{};
+  enum class Kind { kRelu, kRelu6, kArg, kArg2 } kind{};
   int buffer = kNoBuffer;
+  int channels = 0;
 };
 
 struct StepList {
@@ -71,6 +73,7 @@ struct StepList {
   std::map<std::string, Kink> kinks;  // "<relu or relu6 id>.y", "<max pool id>.arg"
 
   std::vector<std::string> lines() const;  // one a step, for --print-plan
+  std::set<std::string> notes() const;     // one a step that is not what --impl or the tuning cache named
 };
 
 // Places the arena's buffers: two share memory where no step needs both (or none do, with `keep_all`).

@@ -116,15 +116,10 @@ std::vector<std::string> Trainer::plan_lines() {
   return state_->programs.at({true, state_->batch})->list().lines();
 }
 
-std::vector<std::string> Trainer::impl_notes() {
+std::set<std::string> Trainer::impl_notes() {
   std::set<std::string> notes;
-  for (const auto& [key, program] : state_->programs) {
-    for (const Step& step : program->list().steps) {
-      if (step.passed_over.empty()) continue;
-      notes.insert(step.pass + " " + step.problem + ": " + step.impl + " (" + step.passed_over + ")");
-    }
-  }
-  return {notes.begin(), notes.end()};
+  for (const auto& [key, program] : state_->programs) notes.merge(program->list().notes());
+  return notes;
 }
 
 std::vector<std::pair<std::string, std::string>> Trainer::chosen_impls() {

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,13 +22,15 @@ enum class Schedule { kConstant, kCosine, kOneCycle, kLinear, kStep };
 Schedule schedule_from_name(const std::string& name);
 const char* name_of(Schedule);
 
+constexpr double kMostEpochs = 1e6;
+
 struct TrainOptions {
   DType precision = DType::kF32;  // fp32 or bf16 (CUDA only)
   ImplChoice impl;
   uint64_t seed = 0;
   int batch = 512;
   int eval_batch = 0;       // images a step of evaluation, 0: the larger of batch and 500
-  double epochs = 1;        // may be fractional
+  double epochs = 1;        // may be fractional, at most kMostEpochs
   long long max_steps = 0;  // stop after this many, 0: no limit
   Schedule schedule = Schedule::kCosine;
   float lr = 0.1f;               // peak
@@ -99,9 +102,9 @@ class Trainer {
 
   // What lower() made: one line a step ("conv2d.fwd n512_... smem_tile", fusions named), for `--print-plan`.
   std::vector<std::string> plan_lines();
-  // What a glob of --impl asked for and did not get: "max_pool2d.fwd n512_...: vectorized (cudnn: <rule>)",
-  // unique.
-  std::vector<std::string> impl_notes();
+  // What --impl or the tuning cache named and did not get: "max_pool2d.fwd n512_...: vectorized (--impl's
+  // cudnn: <rule>)".
+  std::set<std::string> impl_notes();
   // "<op>.<pass> <problem> -> <implementation[:config]>", unique, for config.json.
   std::vector<std::pair<std::string, std::string>> chosen_impls();
 

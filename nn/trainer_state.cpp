@@ -19,7 +19,7 @@ const TrainOptions& checked(const TrainOptions& o) {
   };
   rule(o.batch >= 1, "batch must be at least 1");
   rule(o.eval_batch >= 0, "eval_batch must not be negative");
-  rule(std::isfinite(o.epochs) && o.epochs >= 0, "epochs must be finite and not negative");
+  rule(o.epochs >= 0 && o.epochs <= kMostEpochs, "epochs must be 0 to 1,000,000");
   rule(o.max_steps >= 0, "max_steps must not be negative");
   rule(std::isfinite(o.lr) && o.lr >= 0, "lr must be finite and not negative");
   rule(o.warmup_epochs >= 0, "warmup_epochs must not be negative");
@@ -84,7 +84,8 @@ Trainer::State::State(const NetworkDescription& description, const DataPair& dat
 }
 
 long long Trainer::State::scheduled_steps() const {
-  return static_cast<long long>(std::ceil(options.epochs * static_cast<double>(steps_per_epoch()) - 1e-6));
+  const double steps = std::ceil(options.epochs * static_cast<double>(steps_per_epoch()) - 1e-6);
+  return std::max(static_cast<long long>(steps), options.epochs > 0 ? 1LL : 0LL);
 }
 
 long long Trainer::State::total_steps() const {

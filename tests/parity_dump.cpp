@@ -105,6 +105,23 @@ class Dump {
     }
   }
 
+  // One side an element of layer `i`, from those of the windows of 2x2 of the max_pool2d that alone reads it:
+  // where that is fused too, only the maxima exist. The others' sides decide nothing.
+  std::vector<uint8_t> unpooled(int i, const std::vector<uint8_t>& of_windows,
+                                const StepProbe::Kinks& kinks) const {
+    const int pool = shaped_.consumers[i + 1].at(0);
+    const std::vector<uint8_t>& positions = kinks.at(shaped_.layer(pool).id + ".arg");
+    const ValueShape &in = shaped_.out(i), &out = shaped_.out(pool);
+    std::vector<uint8_t> side(static_cast<size_t>(flags_.batch) * in.elements());
+    for (size_t w = 0; w < of_windows.size(); ++w) {
+      const size_t c = w % out.c, q = w / out.c % out.w, p = w / out.c / out.w % out.h,
+                   n = w / out.elements();
+      const size_t row = n * in.h + 2 * p + positions[w] / 2, column = 2 * q + positions[w] % 2;
+      side[(row * in.w + column) * in.c + c] = of_windows[w];
+    }
+    return side;
+  }
+
   // The side on which each element of a kink lies. Taken from the outputs, so that a relu that is fused into
   // its batchnorm has one too.
   void add_kinks(const StepProbe& probe) {
@@ -118,6 +135,9 @@ class Dump {
         const bool capped = layer.type == "relu6";
         for (const float y : probe.activation(layer.id))
           side.push_back(!(y > 0) ? 0 : capped && y >= 6 ? 2 : 1);
+        if (side.size() != static_cast<size_t>(flags_.batch) * shaped_.out(i).elements()) {
+          side = unpooled(i, side, saved);
+        }
       } else {
         continue;
       }

@@ -246,12 +246,19 @@ class BadInput(Case):
         self.fails("train", "--device", "cpu", "--batch", "0", says="--batch")
         self.fails("train", "--device", "cpu", "--lr", "-1", says="--lr")
         self.fails("train", "--device", "cpu", "--schedule", "cosin", says="did you mean 'cosine'")
+        for epochs in ("0", "nan", "1e30"):
+            self.fails("train", "--device", "cpu", "--epochs", epochs, says="--epochs must be above 0")
+        for seed in ("-1", "1.5", "99999999999999999999"):
+            self.fails("train", "--device", "cpu", "--seed", seed, says=["--seed", f"whole number from 0 to {2**64 - 1}"])
+        for flag in ("--threads", "--max-steps", "--train-images"):
+            self.fails("train", "--device", "cpu", flag, "0", says=f"{flag}: must be a number above 0, got '0'")
         self.fails("train", "--device", "gpu", says="'gpu'")
         self.fails("train", "--device", "cpu", "--precision", "fp8", says="'fp8'")
 
     def test_model(self):
         self.fails("train", "--device", "cpu", "--model", "resnet81", says=["'resnet81'", "did you mean 'resnet18'"])
         self.fails("train", "--device", "cpu", "--model", self.folder / "none.json", says="none.json")
+        self.fails("train", "--device", "cpu", "--model", self.folder, says=["--model", "cannot be read"])
         (self.folder / "broken.json").write_text('{"name": "x", "layers": [')
         self.fails("train", "--device", "cpu", "--model", self.folder / "broken.json", says=["broken.json", "JSON"])
 
@@ -273,6 +280,8 @@ class BadInput(Case):
     def test_impl(self):
         for impl, says in (("conv2d.fwd=cpu_naiv", "did you mean 'cpu_naive'"),
                            ("conv2.fwd=cpu_naive", "did you mean 'conv2d.fwd'"),
+                           ("conv2d.fwd=cpu_naive:64x64", ["'conv'", "conv2d.fwd n48_h32_w32_c3_k8_r3",
+                                                           "'cpu_naive'", "takes no config"]),
                            ("conv2d.fwd", "expected"), ("conv2d.fwd=cpu_naive|cpu_fast", "takes one implementation")):
             with self.subTest(impl=impl):
                 self.fails("train", "--model", self.tiny, *SHORT, "--impl", impl, says=says)
@@ -333,7 +342,31 @@ class BadInput(Case):
                    run / "weights.safetensors", says="features.")
         self.fails("eval", "--device", "cpu", "--checkpoint", self.folder, says="config.json")
 
+    def test_tune(self):
+        cache = self.folder / "tune.json"
+        for arguments, says in ((["--problem", "conv2d.fwd:n2"], "field 'h' is missing"),
+                                (["--problem", "relu.fwd:n2_c"], "n2_c"),
+                                (["--problem", "rel.fwd:n2_c4"], "did you mean 'relu.fwd'"),
+                                (["--batch", "0"], "--batch must be at least 1"),
+                                (["--seconds", "nan"], "--seconds: must be a number above 0"),
+                                (["--tune-cache", "none"], "reads and writes --out"),
+                                (["--suite", "peer"], "did you mean 'peers'")):
+            with self.subTest(arguments=arguments):
+                self.fails("tune", "--device", "cpu", "--out", cache, *arguments, says=says)
+                self.assertFalse(cache.exists())
+
+    def test_op_writes_all_or_nothing(self):
+        pool = ["op", "max_pool2d.fwd", "--problem", "n1_h2_w2_c1_r2_st2_p0_arg8", "--in", self.folder / "x.npy", "--out",
+                self.folder / "y.npy"]
+        self.fails(*pool, self.folder / "none" / "arg.npy", says="there is no folder")
+        self.fails(*pool, self.folder, says="is a folder")
+        self.fails(*pool, self.folder / "y.npy", says="named twice")
+        self.assertFalse((self.folder / "y.npy").exists())
+
     def test_op(self):
+        self.fails("op", "conv2d.fwd", says="--problem is needed")
+        self.fails("op", "relu.fwd", "--problem", "n1_c4", "--impl", "cpu_naive:9", "--in", "x.npy", "--out", "y.npy",
+                   says=["relu.fwd n1_h1_w1_c4", "'cpu_naive'", "takes no config"])
         self.fails("op", "conv2d.dgrd", "--problem", "n1_h2_w2_c1_k1_r1", says="did you mean 'conv2d.dgrad'")
         self.fails("op", "relu.fwd", "--problem", "n1_q4", says="n1_q4")
         self.fails("op", "relu.fwd", "--problem", "n1_c4", "--in", self.folder / "none.npy", "--out",

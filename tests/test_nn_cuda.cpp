@@ -81,6 +81,58 @@ TEST_F(NnCuda, LockStepOfASmoothFusedNetworkWithTheJudge) {
   lock_step(test::tiny_network(false), {.h = 8, .w = 8, .c = 3}, 4, 5, 20, "*=cpu_naive", {});
 }
 
+TEST_F(NnCuda, LockStepOfANetworkWithoutBatchnormsWithTheJudge) {
+  lock_step(test::tiny_plain_network(), {.h = 8, .w = 8, .c = 3}, 4, 5, 10, "*=cpu_naive", {"all"});
+}
+
+// Convolutions that pool their output, and gradients that go back through activations, on maps of each width
+// that whole rows make tiles of.
+TEST_F(NnCuda, FusedStepWithoutBatchnormsMatchesUnfusedStep) {
+  const NetworkDescription network = parse_network(R"({"name": "plain", "layers": [
+      {"id": "conv1", "type": "conv2d", "channels": 32, "kernel": 3, "padding": 1, "bias": true},
+      {"id": "act1", "type": "relu"},
+      {"id": "conv2", "type": "conv2d", "channels": 32, "kernel": 3, "padding": 1, "bias": true},
+      {"id": "act2", "type": "relu"},
+      {"id": "pool2", "type": "max_pool2d", "kernel": 2},
+      {"id": "conv3", "type": "conv2d", "channels": 64, "kernel": 3, "padding": 1, "bias": true},
+      {"id": "act3", "type": "relu6"},
+      {"id": "pool3", "type": "max_pool2d", "kernel": 2},
+      {"id": "conv4", "type": "conv2d", "channels": 72, "kernel": 3, "padding": 1},
+      {"id": "act4", "type": "relu"},
+      {"id": "conv5", "type": "conv2d", "channels": 136, "kernel": 3, "padding": 1, "bias": true},
+      {"id": "act5", "type": "relu"},
+      {"id": "pool5", "type": "max_pool2d", "kernel": 2},
+      {"id": "flat", "type": "flatten"},
+      {"id": "fc", "type": "linear", "features": "classes"}]})");
+  const ValueShape input = {.h = 32, .w = 32, .c = 3};
+  const ShapedNetwork shaped = infer_shapes(network, input, 10);
+  int pooled = 0, gated = 0;
+  for (const std::string& line :
+       lower(shaped, ParameterLayout(shaped), cuda_device(), {.batch = 9, .dtype = DType::kBF16}).lines()) {
+    pooled += line.find("_max2_arg2") != std::string::npos;
+    gated += line.find("_drelu") != std::string::npos;
+  }
+  EXPECT_EQ(pooled, cuda_device().sm == 90 ? 3 : 0);
+  EXPECT_EQ(gated, cuda_device().sm == 90 ? 4 : 2);
+  const std::vector<float> images = test::random_images(9 * input.elements(), 1);
+  const std::vector<int32_t> labels = test::some_labels(9, 10);
+  for (const DType precision : {DType::kF32, DType::kBF16}) {
+    SCOPED_TRACE(name_of(precision));
+    const auto make = [&](std::vector<std::string> off) {
+      return StepProbe(network, input, 10, 9, cuda_device(),
+                       {.precision = precision, .fusions_off = std::move(off), .seed = 2});
+    };
+    StepProbe fused = make({}), unfused = make({"all"});
+    for (StepProbe* probe : {&fused, &unfused}) {
+      probe->forward(images, labels);
+      probe->backward();
+    }
+    const bool exact = precision == DType::kF32;  // a maximum may be another one where sums round otherwise
+    EXPECT_NEAR(fused.loss(), unfused.loss(), exact ? 1e-5 : 1e-2);
+    test::expect_close_gradients(fused.gradients(), unfused.gradients(), exact ? 1e-3 : 0.1);
+  }
+}
+
 TEST_F(NnCuda, FusedStepMatchesUnfusedStep) {
   for (const auto& [name, precision] :
        {std::pair{"resnet18", DType::kF32}, {"resnet18", DType::kBF16}, {"mobilenet_v2", DType::kF32}}) {
@@ -154,7 +206,7 @@ TrainOptions options_of(DType precision) {
 
 // Statistics and batchnorm parameters as if the network were trained; the convolutions do the batchnorms.
 TEST_F(NnCuda, FusedInferenceMatchesUnfused) {
-  for (const char* name : {"resnet18", "resnet18_smooth", "mobilenet_v2"}) {
+  for (const char* name : {"small_cnn", "resnet18", "resnet18_smooth", "mobilenet_v2"}) {
     SCOPED_TRACE(name);
     const auto logits = [&](const Device& device, DType precision, std::vector<std::string> off) {
       StepProbe probe(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10, 8, device,

@@ -76,13 +76,68 @@ TEST(NnLower, ConvolutionsTakeWhatStandsBehindThem) {
   EXPECT_EQ(plan_count("mobilenet_v2", {}, "_scale_bias_res ", false), 10);
 }
 
+TEST(NnLower, ConvolutionsGiveTheirBatchnormsStatistics) {
+  EXPECT_EQ(plan_count("resnet18", {}, "_stats"), 20);
+  EXPECT_EQ(plan_count("resnet18", {}, "batchnorm.fwd_given"), 20);
+  EXPECT_EQ(plan_count("resnet18", {}, "batchnorm.fwd_train"), 0);
+  EXPECT_EQ(plan_count("resnet18", {"conv_stats"}, "_stats"), 0);
+  EXPECT_EQ(plan_count("resnet18", {"conv_stats"}, "batchnorm.fwd_train"), 20);
+  EXPECT_EQ(plan_count("resnet18", {"all"}, "batchnorm.fwd_given"), 0);
+  EXPECT_EQ(plan_count("resnet18", {}, "_stats", /*training=*/false), 0);
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_stats"), 36);  // depthwise ones give none
+  EXPECT_EQ(plan_count("mobilenet_v2", {}, "batchnorm.fwd_train"), 17);
+}
+
+TEST(NnLower, BatchnormsTakeThePoolBehindThem) {
+  EXPECT_EQ(plan_count("small_cnn", {}, "_relu_max2"), 6);  // forward and backward of 3
+  EXPECT_EQ(plan_count("small_cnn", {}, "max_pool2d"), 0);
+  EXPECT_EQ(plan_count("small_cnn", {"bn_pool"}, "_max2"), 0);
+  EXPECT_EQ(plan_count("small_cnn", {"bn_pool"}, "max_pool2d.bwd"), 3);
+  EXPECT_EQ(plan_count("small_cnn", {"bn_act"}, "_max2"), 0);  // the relu between is in the way
+  EXPECT_EQ(plan_count("small_cnn", {"bn_act"}, "max_pool2d.fwd"), 3);
+  EXPECT_EQ(plan_count("small_cnn", {"all"}, "_max2"), 0);
+  EXPECT_EQ(plan_count("small_cnn_smooth", {}, "_max2"), 0);
+  // In inference a batchnorm that no conv2d took has the pool too.
+  EXPECT_EQ(plan_count("small_cnn", {"conv_bn"}, "batchnorm.fwd_infer n2_h32_w32_c32_relu_max2", false), 1);
+}
+
+TEST(NnLower, FusionsOfANetworkWithoutBatchnorms) {
+  const ShapedNetwork network = infer_shapes(test::tiny_plain_network(), {.h = 8, .w = 8, .c = 3}, 4);
+  const auto count = [&](const std::vector<std::string>& off, const std::string& part, bool training = true) {
+    const LowerOptions options = {.batch = 2, .training = training, .fusions = Fusions::without(off)};
+    int found = 0;
+    for (const std::string& line : lower(network, ParameterLayout(network), cpu_device(), options).lines()) {
+      found += line.find(part) != std::string::npos;
+    }
+    return found;
+  };
+  EXPECT_EQ(count({}, "_max2_arg2"), 2);
+  EXPECT_EQ(count({}, "relu6_max2"), 1);
+  EXPECT_EQ(count({}, "max_pool2d.fwd"), 0);
+  EXPECT_EQ(count({}, "max_pool2d.bwd"), 2);
+  EXPECT_EQ(count({}, "_drelu"), 3);  // conv2's, conv3's through the pool, conv5's
+  EXPECT_EQ(count({}, "_drelu6"), 2);
+  EXPECT_EQ(count({}, "relu.bwd"), 1);  // that of act3, which two layers read
+  EXPECT_EQ(count({}, "relu6.bwd"), 0);
+  EXPECT_EQ(count({"dgrad_act"}, "_drelu"), 0);
+  EXPECT_EQ(count({"dgrad_act"}, "relu6.bwd"), 2);
+  EXPECT_EQ(count({"conv_pool"}, "_max2"), 0);
+  EXPECT_EQ(count({"conv_pool"}, "_p0_arg2"), 4);
+  EXPECT_EQ(count({"conv_pool"}, "_drelu"), 2);
+  EXPECT_EQ(count({}, "_max2", /*training=*/false), 2);
+  EXPECT_EQ(count({}, "arg2", /*training=*/false), 0);
+  EXPECT_EQ(plan_count("small_cnn", {}, "_relu_max2", /*training=*/false), 3);
+  EXPECT_EQ(plan_count("small_cnn", {"conv_pool"}, "max_pool2d.fwd", /*training=*/false), 3);
+}
+
 // With each fusion switched off in turn an inference gives the same logits.
 TEST(NnLower, InferenceIsTheSameWithoutEachFusion) {
   const ValueShape input = {.h = 8, .w = 8, .c = 3};
   std::vector<std::vector<std::string>> switches = {{"all"}};
   for (const std::string& name : Fusions::names()) switches.push_back({name});
   for (const NetworkDescription& network :
-       {test::tiny_network(true), test::tiny_mobile_network(true), test::tiny_mobile_network(false)}) {
+       {test::tiny_network(true), test::tiny_mobile_network(true), test::tiny_mobile_network(false),
+        test::tiny_plain_network(), test::tiny_pooled_network()}) {
     const auto logits = [&](const std::vector<std::string>& off) {
       StepProbe probe(network, input, 4, 3, cpu_device(), {.fusions_off = off, .training = false});
       StepProbe::Tensors tensors = probe.parameters();

@@ -91,6 +91,9 @@ TEST(NnProbe, GradientsOfANetworkWithKinksMatchCentralDifferences) {
   check_gradients(tiny_network(true), true, {}, 2e-2);
   check_gradients(tiny_mobile_network(true), true, {}, 2e-2);
 }
+TEST(NnProbe, GradientsOfANetworkWithoutBatchnormsMatchCentralDifferences) {
+  check_gradients(test::tiny_plain_network(), true, {}, 2e-2);
+}
 TEST(NnProbe, GradientsOfANetworkWithKinksUnfusedMatchCentralDifferences) {
   check_gradients(tiny_network(true), true, {"all"}, 2e-2);
   check_gradients(tiny_mobile_network(true), true, {"all"}, 2e-2);
@@ -99,7 +102,8 @@ TEST(NnProbe, GradientsOfANetworkWithKinksUnfusedMatchCentralDifferences) {
 class NnFusion : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(NnFusion, SwitchedOffChangesNothingButRounding) {
-  for (const NetworkDescription& network : {tiny_network(true), tiny_mobile_network(true)}) {
+  for (const NetworkDescription& network : {tiny_network(true), tiny_mobile_network(true),
+                                            test::tiny_plain_network(), test::tiny_pooled_network()}) {
     for (const char* impl : {"*=cpu_naive", "*=cpu_fast"}) {
       SCOPED_TRACE(network.name + " " + impl);
       StepProbe fused = make_probe(network, impl, {});
@@ -109,12 +113,13 @@ TEST_P(NnFusion, SwitchedOffChangesNothingButRounding) {
         probe->backward();
       }
       EXPECT_NEAR(fused.loss(), unfused.loss(), 1e-6);
-      test::expect_close_gradients(unfused.gradients(), fused.gradients(), 1e-5);
+      test::expect_close_gradients(unfused.gradients(), fused.gradients(), 2e-5);
     }
   }
 }
 INSTANTIATE_TEST_SUITE_P(Each, NnFusion,
-                         ::testing::Values("bn_act", "bn_residual", "add_grad_alias", "dgrad_acc", "all"));
+                         ::testing::Values("bn_act", "bn_residual", "bn_pool", "add_grad_alias", "dgrad_acc",
+                                           "conv_pool", "conv_stats", "dgrad_act", "all"));
 
 TEST(NnProbe, FastStepMatchesNaiveStep) {
   for (const NetworkDescription& network :
@@ -130,6 +135,25 @@ TEST(NnProbe, FastStepMatchesNaiveStep) {
     for (StepProbe* probe : {&naive, &fast}) probe->backward();
     test::expect_close_gradients(fast.gradients(), naive.gradients(), 1e-4);
   }
+}
+
+// Positions that a batchnorm saved in 2 bits are read and imposed a byte each, as a pool's own.
+TEST(NnProbe, PositionsOfAFusedPoolAreThoseOfThePool) {
+  StepProbe fused = make_probe(test::tiny_pooled_network(), "*=cpu_naive", {});
+  StepProbe unfused = make_probe(test::tiny_pooled_network(), "*=cpu_naive", {"bn_pool"});
+  for (StepProbe* probe : {&fused, &unfused}) probe->forward(images(), labels());
+  const StepProbe::Kinks kinks = fused.kinks();
+  for (const char* name : {"pool1.arg", "pool3.arg"}) {
+    EXPECT_EQ(kinks.at(name), unfused.kinks().at(name)) << name;
+  }
+  StepProbe::Kinks other = {{"pool3.arg", kinks.at("pool3.arg")}};
+  for (uint8_t& position : other.at("pool3.arg")) position = static_cast<uint8_t>(3 - position);
+  for (StepProbe* probe : {&fused, &unfused}) {
+    probe->impose_kinks(other);
+    probe->backward();
+  }
+  EXPECT_EQ(fused.kinks().at("pool3.arg"), other.at("pool3.arg"));
+  test::expect_close_gradients(unfused.gradients(), fused.gradients(), 2e-5);
 }
 
 TEST(NnProbe, ImposedKinksDecideTheBackwardPass) {

@@ -128,6 +128,45 @@ inline NetworkDescription tiny_mobile_network(bool kinks) {
       {"id": "fc", "type": "linear", "features": "classes"}]})");
 }
 
+// Pools behind batchnorms, for 8x8 images: one behind a relu that drops an odd row and column, one behind a
+// batchnorm alone, one whose relu two layers read.
+inline NetworkDescription tiny_pooled_network() {
+  return parse_network(R"({"name": "tiny_pooled", "layers": [
+      {"id": "conv1", "type": "conv2d", "channels": 6, "kernel": 2},
+      {"id": "bn1", "type": "batchnorm"},
+      {"id": "act1", "type": "relu"},
+      {"id": "pool1", "type": "max_pool2d", "kernel": 2},
+      {"id": "conv2", "type": "conv2d", "channels": 9, "kernel": 3, "padding": 2},
+      {"id": "bn2", "type": "batchnorm"},
+      {"id": "act2", "type": "relu6"},
+      {"id": "conv3", "type": "conv2d", "channels": 9, "kernel": 1},
+      {"id": "join", "type": "add", "inputs": ["conv3", "act2"]},
+      {"id": "bn3", "type": "batchnorm"},
+      {"id": "pool3", "type": "max_pool2d", "kernel": 2},
+      {"id": "flat", "type": "flatten"},
+      {"id": "fc", "type": "linear", "features": "classes"}]})");
+}
+
+// Without batchnorms, for 8x8 images: activations and pools that alone read a convolution or are alone read
+// by one, one that two read, and a pool that drops an odd row and column.
+inline NetworkDescription tiny_plain_network() {
+  return parse_network(R"({"name": "tiny_plain", "layers": [
+      {"id": "conv1", "type": "conv2d", "channels": 6, "kernel": 3, "padding": 1, "bias": true},
+      {"id": "act1", "type": "relu"},
+      {"id": "conv2", "type": "conv2d", "channels": 9, "kernel": 3, "bias": true},
+      {"id": "act2", "type": "relu6"},
+      {"id": "pool2", "type": "max_pool2d", "kernel": 2},
+      {"id": "conv3", "type": "conv2d", "channels": 6, "kernel": 3, "padding": 1},
+      {"id": "act3", "type": "relu"},
+      {"id": "conv4", "type": "conv2d", "channels": 6, "kernel": 1, "bias": true},
+      {"id": "join", "type": "add", "inputs": ["conv4", "act3"]},
+      {"id": "act4", "type": "relu6"},
+      {"id": "conv5", "type": "conv2d", "channels": 10, "kernel": 3, "padding": 1, "bias": true},
+      {"id": "pool5", "type": "max_pool2d", "kernel": 2},
+      {"id": "flat", "type": "flatten"},
+      {"id": "fc", "type": "linear", "features": "classes"}]})");
+}
+
 inline double norm_of(const std::vector<float>& values) {
   double sum = 0;
   for (float v : values) sum += static_cast<double>(v) * v;

@@ -1,6 +1,7 @@
 // The judge judged: cpu_naive of the layers against hand-worked values, against forward passes written again
 // in double, and its gradients against central differences of those. test_reference_updates.cpp has the rest.
 #include "kernels/common/error.h"
+#include "kernels/conv2d/conv2d.h"
 #include "tests/support/reference.h"
 
 namespace kiln {
@@ -116,6 +117,48 @@ TEST(Linear, CentralDifferences) {
               gradient([&](const Values& v) { return forward(x, v); }, w, dy, 1.0), 1e-6, "dw");
 }
 
+TEST(Conv2d, StatisticsByHand) {
+  REQUIRE_PASS("conv2d.fwd");
+  const Values x = {1, 2, 3, 4, 5, 6, 7, 8, 9}, w = {1, 0, 0, 1};
+  auto out = naive("conv2d.fwd", "n1_h3_w3_c1_k1_r2_p0_bias_stats", {x, w, {10}});
+  EXPECT_EQ(out["y"], (Values{16, 18, 22, 24}));
+  EXPECT_EQ(out["mean"], (Values{20}));
+  EXPECT_EQ(out["var"], (Values{10}));  // of the 4 there are
+  const PassInfo& pass = *find("conv2d.fwd");
+  for (const char* bad :
+       {"n1_h2_w2_c1_k1_r1_scale_stats", "n1_h2_w2_c1_k1_r1_res_stats", "n1_h2_w2_c1_k1_r1_relu_stats",
+        "n1_h2_w2_c1_k1_r1_max2_stats", "n1_h2_w2_c1_k1_r1_stats_acc", "n1_h2_w2_c1_k1_r1_stats_drelu"}) {
+    EXPECT_THROW(pass.parse(bad, DType::kF32), Error) << bad;
+  }
+  EXPECT_THROW(naive("conv2d.dgrad", "n1_h1_w1_c1_k1_r1_stats", {{1}, {1}}), Error);
+  EXPECT_THROW(naive("conv2d.wgrad", "n1_h1_w1_c1_k1_r1_stats", {{1}, {1}}), Error);
+  for (const char* text : {"n1_h2_w2_c1_k1_r1_stats", "n1_h2_w2_c1_k1_r1_bias_stats"}) {
+    EXPECT_EQ(Conv2dProblem::parse(text, DType::kF32).str(), text);
+  }
+}
+
+TEST(Conv2d, PooledByHand) {
+  REQUIRE_PASS("conv2d.fwd");
+  auto out = naive("conv2d.fwd", "n1_h2_w3_c1_k2_r1_relu_max2_arg2", {{1, -3, 50, 2, -3, 50}, {1, -1}});
+  EXPECT_EQ(out["y"], (Values{2, 3}));         // the third column is dropped
+  EXPECT_EQ(out["arg"], (Values{2 + 1 * 4}));  // the first of equals
+  const PassInfo& pass = *find("conv2d.fwd");
+  for (const char* bad :
+       {"n1_h2_w1_c1_k1_r1_max2", "n1_h2_w2_c1_k1_r1_arg2", "n1_h2_w2_c1_k1_r1_max2_acc",
+        "n1_h2_w2_c1_k1_r1_drelu_drelu6", "n1_h2_w2_c1_k1_r1_drelu_acc", "n1_h2_w2_c1_k1_r1_relu_drelu"}) {
+    EXPECT_THROW(pass.parse(bad, DType::kF32), Error) << bad;
+  }
+  EXPECT_THROW(naive("conv2d.fwd", "n1_h2_w2_c1_k1_r1_drelu", {{1, 2, 3, 4}, {1}}), Error);
+  EXPECT_THROW(naive("conv2d.wgrad", "n1_h2_w2_c1_k1_r1_max2", {{1}, {1, 2, 3, 4}}), Error);
+}
+
+TEST(Conv2d, BackThroughAnActivationByHand) {
+  REQUIRE_PASS("conv2d.dgrad");
+  const Values dy = {1, 2, 3}, w = {2}, x = {0, 6, 3};
+  EXPECT_EQ(naive("conv2d.dgrad", "n1_h1_w3_c1_k1_r1_drelu", {dy, w, x})["dx"], (Values{0, 4, 6}));
+  EXPECT_EQ(naive("conv2d.dgrad", "n1_h1_w3_c1_k1_r1_drelu6", {dy, w, x})["dx"], (Values{0, 0, 6}));
+}
+
 // Pooling -----------------------------------------------------------------------------------------
 
 TEST(MaxPool2d, HandWorked) {
@@ -133,6 +176,21 @@ TEST(MaxPool2d, HandWorked) {
   // Overlapping windows add up.
   EXPECT_EQ(naive("max_pool2d.bwd", "n1_h1_w3_c1_r1x2_st1_p0_arg8", {{10, 20}, {1, 0}})["dx"],
             (Values{0, 30, 0}));
+}
+
+TEST(MaxPool2d, PositionsOfTwoBits) {
+  REQUIRE_PASS("max_pool2d.fwd");
+  const std::string text = "n1_h2_w2_c5_r2_st2_p0_arg2";  // positions 3, 2, 1, 0, 2
+  auto out = naive("max_pool2d.fwd", text,
+                   {{0, 0, 0, 1, 0, /**/ 0, 0, 1, 0, 0, /**/ 0, 1, 0, 0, 1, /**/ 1, 0, 0, 0, 0}});
+  EXPECT_EQ(out["y"], (Values{1, 1, 1, 1, 1}));
+  EXPECT_EQ(out["arg"], (Values{3 + 2 * 4 + 1 * 16, 2}));
+  EXPECT_EQ(naive("max_pool2d.bwd", text, {{5, 6, 7, 8, 9}, {27, 2}})["dx"],
+            (Values{0, 0, 0, 8, 0, /**/ 0, 0, 7, 0, 0, /**/ 0, 6, 0, 0, 9, /**/ 5, 0, 0, 0, 0}));
+  const PassInfo& pass = *find("max_pool2d.fwd");
+  for (const char* bad : {"n1_h4_w4_c1_r3_st2_p0_arg2", "n1_h4_w4_c1_r2_st2_p0_arg8_arg2"}) {
+    EXPECT_THROW(pass.parse(bad, DType::kF32), Error) << bad;
+  }
 }
 
 TEST(MaxPool2d, NaNWins) {

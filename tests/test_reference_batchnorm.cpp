@@ -203,11 +203,74 @@ TEST(Batchnorm, ForwardAndCentralDifferences) {
   for (const Act& act : {kNone, kRelu, kRelu6}) check_gradients(act, true);
 }
 
+TEST(Batchnorm, GivenStatisticsAreThoseOfTraining) {
+  REQUIRE_PASS("batchnorm.fwd_given");
+  for (const char* flags : {"", "_relu", "_relu_max2", "_res_relu6"}) {
+    const std::string text = "n2_h3_w4_c5" + std::string(flags) + "_mom0.25";
+    const Values x = random_values(2 * 3 * 4 * 5, 1), gamma = random_values(5, 2, true),
+                 beta = random_values(5, 3);
+    const Statistics s = statistics(x, 5);
+    std::vector<Values> train = {x, gamma, beta}, given = train;
+    if (text.find("res") != std::string::npos) {
+      for (auto* inputs : {&train, &given}) inputs->push_back(random_values(x.size(), 4));
+    }
+    given.insert(given.end(), {s.mean, s.var});
+    for (auto* inputs : {&train, &given}) inputs->insert(inputs->end(), {Values(5, 8.0), Values(5, 2.0)});
+    auto want = naive("batchnorm.fwd_train", text, train), got = naive("batchnorm.fwd_given", text, given);
+    for (const char* name : {"y", "saved_rstd", "running_mean", "running_var"}) {
+      expect_near(got[name], want[name], 2e-6, text + " " + name);
+    }
+    EXPECT_EQ(got["mask"], want["mask"]);
+    EXPECT_EQ(got["arg"], want["arg"]);
+    EXPECT_EQ(got.count("saved_mean"), 0u);
+  }
+}
+
+// With mean 0, rstd 1, gamma 1 and beta 0, u is x. Equal values behind the clamp are equal: the first counts.
+TEST(Batchnorm, HandWorkedPool) {
+  REQUIRE_PASS("batchnorm.fwd_given");
+  const auto maxima = [](const std::string& act, const Values& x) {
+    return naive("batchnorm.fwd_given", "n1_h3_w5_c1" + act + "_max2_eps1",
+                 {x, {1}, {0}, {0}, {0}, {0}, {0}});
+  };
+  // Two windows, a column and a row that are in none.
+  const Values x = {1,  2,  -3, -4, 99,  //
+                    2,  1,  -1, -2, 99,  //
+                    99, 99, 99, 99, 99};
+  EXPECT_EQ(maxima("", x)["y"], (Values{2, -1}));
+  EXPECT_EQ(maxima("", x)["arg"], (Values{1, 2}));
+  EXPECT_EQ(maxima("_relu", x)["y"], (Values{2, 0}));
+  EXPECT_EQ(maxima("_relu", x)["arg"], (Values{1, 0}));
+  EXPECT_EQ(maxima("_relu6", {7, 8, 0, 5, 0, 9, 6, 1, 5, 0, 0, 0, 0, 0, 0})["arg"], (Values{0, 1}));
+  // Of several NaN the last.
+  EXPECT_EQ(maxima("_relu", {1, NAN, 3, 2, 0, NAN, 9, 4, 4, 0, 0, 0, 0, 0, 0})["arg"], (Values{2, 2}));
+  // Five channels: four positions in the first byte, one in the second.
+  Values wide(4 * 5);
+  for (int c = 0; c < 5; ++c) wide[(c % 4) * 5 + c] = 1;
+  EXPECT_EQ(naive("batchnorm.fwd_given", "n1_h2_w2_c5_max2",
+                  {wide, Values(5, 1.0), Values(5), Values(5), Values(5, 1.0), Values(5), Values(5)})["arg"],
+            (Values{0b11100100, 0}));
+}
+
+// dy goes to the pixel that the position names, and there through the activation; M counts all pixels.
+TEST(Batchnorm, HandWorkedPoolGradient) {
+  REQUIRE_PASS("batchnorm.bwd");
+  const Values x = {1, 2, 3, -1, 4, 5, 6, 7, 8};
+  auto out = naive("batchnorm.bwd", "n1_h3_w3_c1_relu_max2", {{18}, x, {1}, {0}, {0}, {1}, {0b10}});
+  EXPECT_EQ(out["dbeta"], Values{0});  // x is -1 there
+  EXPECT_EQ(out["dx"], Values(9));
+  out = naive("batchnorm.bwd", "n1_h3_w3_c1_relu_max2", {{18}, x, {1}, {0}, {0}, {1}, {0b11}});
+  EXPECT_EQ(out["dbeta"], Values{18});
+  EXPECT_EQ(out["dgamma"], Values{72});
+  for (int i = 0; i < 9; ++i) EXPECT_EQ(out["dx"][i], (i == 4 ? 18 : 0) - 2 - 8 * x[i]) << i;
+}
+
 TEST(Batchnorm, ProblemStrings) {
   REQUIRE_PASS("batchnorm.fwd_train");
   const PassInfo& pass = *find("batchnorm.fwd_train");
   for (const char* text : {"n2_h3_w4_c5", "n2_h3_w4_c5_relu", "n2_h3_w4_c5_res", "n2_h3_w4_c5_res_relu",
-                           "n2_h3_w4_c5_res_relu6_eps0.001_mom0.5", "n2_h3_w4_c5_gelu", "n2_h3_w4_c5_silu"}) {
+                           "n2_h3_w4_c5_res_relu6_eps0.001_mom0.5", "n2_h3_w4_c5_gelu", "n2_h3_w4_c5_silu",
+                           "n2_h3_w4_c5_relu_max2_eps0.001"}) {
     EXPECT_EQ(pass.parse(text, DType::kF32).text, text);
   }
   const auto message = [&](const char* text) -> std::string {
@@ -222,6 +285,10 @@ TEST(Batchnorm, ProblemStrings) {
     EXPECT_NE(message(text).find("a residual goes with no activation, relu or relu6"), std::string::npos)
         << message(text);
   }
+  for (const char* text : {"n2_h4_c5_res_relu_max2", "n2_h4_c5_gelu_max2"}) {
+    EXPECT_NE(message(text).find("max2 goes with"), std::string::npos) << message(text);
+  }
+  EXPECT_NE(message("n2_h1_w4_c5_max2").find("h and w of at least 2"), std::string::npos);
   EXPECT_NE(message("n2_c5_relu_silu").find("two activations"), std::string::npos);
 }
 

@@ -35,7 +35,7 @@ PROBLEMS = (
     ("depthwise_conv2d", "n3_h7_w9_c16_r3_st2"),
     ("depthwise_conv2d", "n3_h8_w8_c16_r5_bias"), ("linear", "n7_c24_k10"), ("linear", "n7_c24_k10_bias"),
     *(("batchnorm", "n3_h6_w6_c17" + end) for end in ("", "_relu", "_relu6", "_gelu", "_silu_eps0.001_mom0.5", "_res",
-                                                      "_res_relu", "_res_relu6")),
+                                                      "_res_relu", "_res_relu6", "_relu_max2")),
     ("max_pool2d", "n3_h7_w9_c17_r2_st2_p0_arg8"), ("max_pool2d", "n3_h7_w9_c17_r3_st2_p1_arg8"),
     ("avg_pool2d", "n3_h7_w9_c17_r2_st2_p0"), ("avg_pool2d", "n3_h7_w9_c17_r3_st2_p1"),
     ("global_max_pool", "n3_h7_w9_c17_arg32"), ("global_avg_pool", "n3_h7_w9_c17"),

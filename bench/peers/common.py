@@ -22,7 +22,7 @@ FEWEST_SAMPLES, MOST_SAMPLES = 15, 200
 TARGET_PCT = 0.5  # enough samples once the median is known to this: 1.57 * IQR / sqrt(samples)
 MOST_SECONDS = 0.1  # whatever the spread; alone, without turns, twice what bench_layers gives a contestant
 MOST_SETS = 512
-FLAGS = ("arg8", "arg2", "arg32", "relu6")  # they end in a digit and have no value
+FLAGS = ("arg8", "arg2", "arg32", "relu6", "max2", "drelu6")  # they end in a digit and have no value
 SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 
 

@@ -30,7 +30,7 @@ def window_of(p, filter_padding=False):
 def conv_pass(p, make, which, depthwise=False):
     if p.get("cs"):
         raise NoCounterpart("a channel stride")
-    if any(p.get(part) for part in ("scale", "res", *ACTIVATIONS)):
+    if any(p.get(part) for part in ("scale", "res", "max2", "stats", "drelu", "drelu6", *ACTIVATIONS)):
         raise NoCounterpart("an epilogue beyond a bias")
     n, c = p["n"], p["c"]
     (r, s), stride, pad, out_h, out_w = window_of(p, filter_padding=True)
@@ -89,26 +89,30 @@ def activation_of(p):
 def batchnorm_pass(p, make, which):
     n, c, h, w = p["n"], p["c"], p["h"], p["w"]
     eps, momentum, residual = p.get("eps", 1e-5), p.get("mom", 0.1), bool(p.get("res"))
-    act = activation_of(p)
+    act, pool = activation_of(p), bool(p.get("max2"))
     train = which in ("fwd_train", "bwd")
+    outputs = n * c * ((h // 2) * (w // 2) if pool else h * w)
 
     def inputs():
         list_ = [make.nhwc(n, c, h, w), make.positive(c), make.flat(c, dtype=torch.float32),
                  make.flat(c, dtype=torch.float32), make.positive(c)]  # parameters and statistics stay in fp32
         list_ += [make.nhwc(n, c, h, w)] if residual else []
-        return (*list_, make.nhwc(n, c, h, w)) if which == "bwd" else tuple(list_)
+        dy = (n, c, h // 2, w // 2) if pool else (n, c, h, w)
+        return (*list_, make.nhwc(*dy)) if which == "bwd" else tuple(list_)
 
     def forward(x, gamma, beta, mean, var, joined=None):
         y = F.batch_norm(x, mean, var, gamma, beta, train, momentum, eps)
         y = y + joined if residual else y
-        return ACTIVATIONS[act](y) if act else y
+        y = ACTIVATIONS[act](y) if act else y
+        return F.max_pool2d(y, 2) if pool else y
 
     masked = residual and act is not None
-    images = {"fwd_train": 2 + residual, "bwd": 3 + masked}.get(which, 2 + residual)
+    images = {"fwd_train": 1 + residual, "bwd": 2 + masked}.get(which, 1 + residual)  # and y or dy
     channels = {"fwd_train": 32, "bwd": 24}.get(which, 16)
     mask = n * h * w * ((c + 7) // 8) if masked and train else 0
+    mask += n * (h // 2) * (w // 2) * ((c + 3) // 4) if pool and train else 0  # positions
     return Pass(inputs, forward, {"fwd_train": 8, "bwd": 11}.get(which, 3) * n * h * w * c,
-                images * n * h * w * c * make.size + channels * c + mask,
+                (images * n * h * w * c + outputs) * make.size + channels * c + mask,
                 kind={"fwd_train": "train", "bwd": "bwd"}.get(which, "fwd"),
                 wanted=((0, 1, 2, 5) if masked else (0, 1, 2)) if train else (),
                 mutated=(3, 4) if which == "fwd_train" else ())
@@ -163,13 +167,14 @@ def _covered(size, outputs, window, stride, pad):
 
 def pool_pass(op, p, make, which):
     r, stride, pad, out_h, out_w = window_of(p)
-    saved = op == "max_pool2d" and bool(p.get("arg8"))
+    saved = op == "max_pool2d" and bool(p.get("arg8") or p.get("arg2"))
     if which == "bwd" and op == "max_pool2d" and not saved:
         raise NoCounterpart("no saved positions")
     count = p["n"] * out_h * out_w * p["c"]
     read = p["n"] * p["c"] * (_covered(p["h"], out_h, r[0], stride[0], pad[0]) *
                               _covered(p["w"], out_w, r[1], stride[1], pad[1]))
-    moved = (count + (read if which == "fwd" else p["n"] * p["h"] * p["w"] * p["c"])) * make.size + count * saved
+    moved = (count + (read if which == "fwd" else p["n"] * p["h"] * p["w"] * p["c"])) * make.size + saved * (
+        count if p.get("arg8") else count // p["c"] * ((p["c"] + 3) // 4))
     window = r[0] * r[1]
     if op == "avg_pool2d":
         forward, flops = lambda x: F.avg_pool2d(x, r, stride, pad, count_include_pad=True), count * window

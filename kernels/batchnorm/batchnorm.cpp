@@ -3,6 +3,7 @@
 #include <cmath>
 #include <utility>
 
+#include "kernels/batchnorm/batchnorm_math.h"
 #include "kernels/common/philox.h"
 #include "kernels/common/problem_string.h"
 
@@ -33,6 +34,13 @@ TensorSpec channel(const BatchnormProblem& p, const char* name, Role role = Role
           .terms = static_cast<double>(p.per_channel())};
 }
 
+// y, and its gradient.
+TensorSpec pooled(const BatchnormProblem& p, const char* name, Role role) {
+  TensorSpec spec = image(p, name, role);
+  spec.shape = {p.n, p.out_h(), p.out_w(), p.c};
+  return spec;
+}
+
 // dx is rstd times a difference of gradients. Few values a channel may lie close together, and rstd reaches
 // 1/sqrt(eps). Of two values the difference is 0 but for eps: the terms are 1/(eps * rstd^2) times what
 // remains.
@@ -58,11 +66,76 @@ TensorSpec mask(const BatchnormProblem& p, Role present) {
           .check = Check::kMask};
 }
 
+// Read by backward, written by forward. Bits of no channel are 0.
+TensorSpec arg(const BatchnormProblem& p, Role present) {
+  return {.name = "arg",
+          .shape = {p.n, p.out_h(), p.out_w(), p.arg_bytes_per_pixel()},
+          .dtype = DType::kU8,
+          .role = p.pool ? present : Role::kAbsent,
+          .fill = Fill::kDerived,
+          .check = Check::kOwn};
+}
+
 // A selection of dy.
 TensorSpec residual_gradient(const BatchnormProblem& p) {
   TensorSpec spec = image(p, "dresidual", p.masked() ? Role::kOut : Role::kAbsent);
   spec.check = Check::kExact;
   return spec;
+}
+
+// Mean and biased variance of x, [N,H,W,C].
+struct ChannelStatistics {
+  std::vector<double> mean, var;
+
+  ChannelStatistics(const BatchnormProblem& p, const float* x) : mean(p.c), var(p.c) {
+    const long long elements = p.per_channel() * p.c;
+    const double m = static_cast<double>(p.per_channel());
+    for (long long i = 0; i < elements; ++i) mean[i % p.c] += x[i];
+    for (int c = 0; c < p.c; ++c) mean[c] /= m;
+    for (long long i = 0; i < elements; ++i) var[i % p.c] += (x[i] - mean[i % p.c]) * (x[i] - mean[i % p.c]);
+    for (int c = 0; c < p.c; ++c) var[c] /= m;
+  }
+};
+
+// Random bits in rows of `row` bytes, of which the last has `used` bits.
+void fill_bits(unsigned char* bytes, long long rows, int row, int used, uint32_t stream) {
+  const unsigned char last = static_cast<unsigned char>(0xff >> (8 - used));
+  for (long long i = 0; i < rows * row; ++i) {
+    const Philox4 draw = philox(1, PhiloxStream::kTest, static_cast<uint64_t>(i), stream);
+    bytes[i] = static_cast<unsigned char>(draw.v[0] >> 24);
+    if (i % row == row - 1) bytes[i] &= last;
+  }
+}
+
+// The positions that a forward with these statistics must save: those of the activated values as the dtype
+// stores them, by the shared fp32 arithmetic.
+std::vector<unsigned char> positions_of(const BatchnormProblem& p,
+                                        const float* x,      // [N,H,W,C]
+                                        const float* gamma,  // [C]
+                                        const float* beta,   // [C]
+                                        const float* mean,   // [C]
+                                        const float* rstd)   // [C]
+{
+  const BatchnormClamp clamp = batchnorm_clamp(p.act);
+  std::vector<unsigned char> arg(static_cast<size_t>(p.n) * p.out_h() * p.out_w() * p.arg_bytes_per_pixel());
+#pragma omp parallel for schedule(static)
+  for (int n = 0; n < p.n; ++n) {
+    for (int i = 0; i < p.out_h() * p.out_w(); ++i) {
+      const BatchnormWindow at = batchnorm_window(p, n, i / p.out_w(), i % p.out_w());
+      unsigned char* out = arg.data() + at.out * p.arg_bytes_per_pixel();
+      for (int c = 0; c < p.c; ++c) {
+        BatchnormMaximum best;
+        for (int k = 0; k < 4; ++k) {
+          const float centred = batchnorm_centre(x[at.pixel[k] * p.c + c], mean[c]);
+          const float u = batchnorm_pre(centred, batchnorm_scale(gamma[c], rstd[c]), beta[c]);
+          const float y = clamp.activate(u);
+          best.take(p.dtype == DType::kBF16 ? round_to_bf16(y) : y, k);
+        }
+        out[c / 4] = static_cast<unsigned char>(out[c / 4] | best.position << c % 4 * 2);
+      }
+    }
+  }
+  return arg;
 }
 
 }  // namespace
@@ -71,6 +144,7 @@ std::string BatchnormProblem::str() const {
   ProblemWriter out;
   out.field("n", n).field("h", h).field("w", w).field("c", c).flag("res", residual);
   for (const auto& [value, name] : kActs) out.flag(name, act == value);
+  out.flag("max2", pool);
   const BatchnormProblem defaults;
   if (eps != defaults.eps) out.real("eps", eps);
   if (momentum != defaults.momentum) out.real("mom", momentum);
@@ -79,13 +153,14 @@ std::string BatchnormProblem::str() const {
 
 BatchnormProblem BatchnormProblem::parse(std::string_view text, DType dtype) {
   const ProblemReader in("batchnorm", text, {"n", "h", "w", "c", "eps", "mom"},
-                         {"res", "relu", "relu6", "gelu", "silu"});
+                         {"res", "relu", "relu6", "gelu", "silu", "max2"});
   BatchnormProblem p;
   p.n = static_cast<int>(in.integer("n"));
   p.h = static_cast<int>(in.integer("h", 1));
   p.w = static_cast<int>(in.integer("w", p.h));
   p.c = static_cast<int>(in.integer("c"));
   p.residual = in.flag("res");
+  p.pool = in.flag("max2");
   for (const auto& [value, name] : kActs) {
     if (!in.flag(name)) continue;
     if (p.act != BatchnormAct::kNone) {
@@ -114,6 +189,9 @@ void BatchnormProblem::validate() const {
   rule(momentum >= 0 && momentum <= 1, "mom must be within 0 and 1");
   rule(!residual || act == BatchnormAct::kNone || act == BatchnormAct::kRelu || act == BatchnormAct::kRelu6,
        "a residual goes with no activation, relu or relu6");
+  rule(!pool || (!residual && !batchnorm_is_smooth(act)),
+       "max2 goes with no activation, relu or relu6, and with no residual");
+  rule(!pool || (h >= 2 && w >= 2), "max2 needs h and w of at least 2");
   require_indexable("batchnorm", text, "x", {n, h, w, c});
 }
 
@@ -124,14 +202,50 @@ std::vector<TensorSpec> BatchnormFwdTrain::tensors(const BatchnormProblem& p) {
           residual(p),
           channel(p, "running_mean", Role::kInOut),
           channel(p, "running_var", Role::kInOut, Fill::kPositive),
-          image(p, "y", Role::kOut),
+          pooled(p, "y", Role::kOut),
           channel(p, "saved_mean", Role::kOut),
           channel(p, "saved_rstd", Role::kOut),
-          mask(p, Role::kOut)};
+          mask(p, Role::kOut),
+          arg(p, Role::kOut)};
+}
+
+std::vector<unsigned char> BatchnormFwdTrain::positions(const BatchnormProblem& p,
+                                                        const std::vector<const void*>& tensors) {
+  const auto at = [&](size_t i) { return static_cast<const float*>(tensors[i]); };
+  return positions_of(p, at(0), at(1), at(2), at(7), at(8));
+}
+
+std::vector<TensorSpec> BatchnormFwdGiven::tensors(const BatchnormProblem& p) {
+  return {image(p, "x"),
+          channel(p, "gamma", Role::kIn, Fill::kPositive),
+          channel(p, "beta"),
+          residual(p),
+          channel(p, "mean", Role::kIn, Fill::kDerived),
+          channel(p, "var", Role::kIn, Fill::kDerived),
+          channel(p, "running_mean", Role::kInOut),
+          channel(p, "running_var", Role::kInOut, Fill::kPositive),
+          pooled(p, "y", Role::kOut),
+          channel(p, "saved_rstd", Role::kOut),
+          mask(p, Role::kOut),
+          arg(p, Role::kOut)};
+}
+
+void BatchnormFwdGiven::derive(const BatchnormProblem& p, HostTensors& tensors) {
+  const ChannelStatistics statistics(p, tensors[0].as<float>());
+  for (int c = 0; c < p.c; ++c) {
+    tensors[4].as<float>()[c] = static_cast<float>(statistics.mean[c]);
+    tensors[5].as<float>()[c] = static_cast<float>(statistics.var[c]);
+  }
+}
+
+std::vector<unsigned char> BatchnormFwdGiven::positions(const BatchnormProblem& p,
+                                                        const std::vector<const void*>& tensors) {
+  const auto at = [&](size_t i) { return static_cast<const float*>(tensors[i]); };
+  return positions_of(p, at(0), at(1), at(2), at(4), at(9));
 }
 
 std::vector<TensorSpec> BatchnormFwdApply::tensors(const BatchnormProblem& p) {
-  TensorSpec y = image(p, "y", Role::kOut);
+  TensorSpec y = pooled(p, "y", Role::kOut);
   y.terms = 1;
   return {image(p, "x"),
           channel(p, "gamma", Role::kIn, Fill::kPositive),
@@ -143,7 +257,7 @@ std::vector<TensorSpec> BatchnormFwdApply::tensors(const BatchnormProblem& p) {
 }
 
 std::vector<TensorSpec> BatchnormFwdInfer::tensors(const BatchnormProblem& p) {
-  TensorSpec y = image(p, "y", Role::kOut);
+  TensorSpec y = pooled(p, "y", Role::kOut);
   y.terms = 1;
   return {image(p, "x"),
           channel(p, "gamma", Role::kIn, Fill::kPositive),
@@ -155,13 +269,14 @@ std::vector<TensorSpec> BatchnormFwdInfer::tensors(const BatchnormProblem& p) {
 }
 
 std::vector<TensorSpec> BatchnormBwd::tensors(const BatchnormProblem& p) {
-  return {image(p, "dy"),
+  return {pooled(p, "dy", Role::kIn),
           image(p, "x"),
           channel(p, "gamma", Role::kIn, Fill::kPositive),
           channel(p, "beta"),
           channel(p, "saved_mean", Role::kIn, Fill::kDerived),
           channel(p, "saved_rstd", Role::kIn, Fill::kDerived),
           mask(p, Role::kIn),
+          arg(p, Role::kIn),
           input_gradient(p),
           channel(p, "dgamma", Role::kOut),
           channel(p, "dbeta", Role::kOut),
@@ -169,26 +284,17 @@ std::vector<TensorSpec> BatchnormBwd::tensors(const BatchnormProblem& p) {
 }
 
 void BatchnormBwd::derive(const BatchnormProblem& p, HostTensors& tensors) {
-  const float* x = tensors[1].as<float>();     // [N,H,W,C]
-  float* saved_mean = tensors[4].as<float>();  // [C]
-  float* saved_rstd = tensors[5].as<float>();  // [C]
-  const long long m = p.per_channel();
-  std::vector<double> mean(p.c), m2(p.c);
-  for (long long i = 0; i < m * p.c; ++i) mean[i % p.c] += x[i];
-  for (int c = 0; c < p.c; ++c) mean[c] /= static_cast<double>(m);
-  for (long long i = 0; i < m * p.c; ++i) m2[i % p.c] += (x[i] - mean[i % p.c]) * (x[i] - mean[i % p.c]);
+  const ChannelStatistics statistics(p, tensors[1].as<float>());
   for (int c = 0; c < p.c; ++c) {
-    saved_mean[c] = static_cast<float>(mean[c]);
-    saved_rstd[c] = static_cast<float>(1.0 / std::sqrt(m2[c] / static_cast<double>(m) + p.eps));
+    tensors[4].as<float>()[c] = static_cast<float>(statistics.mean[c]);
+    tensors[5].as<float>()[c] = static_cast<float>(1.0 / std::sqrt(statistics.var[c] + p.eps));
   }
-  if (!p.masked()) return;
-  unsigned char* bits = tensors[6].data.data();  // [N,H,W,ceil(C/8)]
-  const int row = p.mask_bytes_per_pixel();
-  const unsigned char last = static_cast<unsigned char>(0xff >> (8 * row - p.c));
-  for (long long i = 0; i < m * row; ++i) {
-    const Philox4 draw = philox(1, PhiloxStream::kTest, static_cast<uint64_t>(i));
-    bits[i] = static_cast<unsigned char>(draw.v[0] >> 24);
-    if (i % row == row - 1) bits[i] &= last;
+  if (p.masked()) {
+    fill_bits(tensors[6].data.data(), p.per_channel(), p.mask_bytes_per_pixel(), (p.c - 1) % 8 + 1, 0);
+  }
+  if (p.pool) {
+    fill_bits(tensors[7].data.data(), 1LL * p.n * p.out_h() * p.out_w(), p.arg_bytes_per_pixel(),
+              2 * ((p.c - 1) % 4 + 1), 0);
   }
 }
 

@@ -9,6 +9,7 @@
 // aligned tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include <type_traits>
 
+#include "kernels/batchnorm/batchnorm_bwd_sums.cuh"
 #include "kernels/batchnorm/batchnorm_gate.cuh"
 #include "kernels/common/check.h"
 
@@ -18,37 +19,6 @@ namespace {
 constexpr int kSumBlocks = 2;  // blocks a multiprocessor: all are resident
 constexpr int kGradientBlocks = 8;
 constexpr int kGradientRows = 2;  // rows in flight, of x and of dy, in the last stage
-constexpr int kMergeLanes = 8;    // channels of a merge block: a 32-byte sector
-constexpr int kMergeRows = kTileThreads / kMergeLanes;
-
-// Adds up both sums of all threads of a lane into the one with row 0.
-template <int V>
-__device__ __forceinline__ void add_block(float (&sum_g)[V], float (&sum_gd)[V], const BatchnormTile& tile,
-                                          int row) {
-  __shared__ float s_g[V][kTileThreads], s_gd[V][kTileThreads];
-  const int t = static_cast<int>(threadIdx.x);
-  // Half of the smallest power of two that is at least block_rows; 0 for one row.
-  const int first_half = (1 << (31 - __clz(2 * tile.block_rows - 1))) >> 1;
-  for (int half = first_half; half > 0; half >>= 1) {
-    if (row >= half && row < 2 * half) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        s_g[v][t] = sum_g[v];
-        s_gd[v][t] = sum_gd[v];
-      }
-    }
-    __syncthreads();
-    const int other = t + half * tile.lanes;
-    if (row < half && row + half < tile.block_rows) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        sum_g[v] += s_g[v][other];
-        sum_gd[v] += s_gd[v][other];
-      }
-    }
-    // The next round's writers (rows half/2 .. half) write what nobody read in this one.
-  }
-}
 
 template <class Gate, class T, int V>
 __global__ __launch_bounds__(kTileThreads, kSumBlocks) void batchnorm_bwd_two_pass_partial_kernel(
@@ -94,38 +64,6 @@ __global__ __launch_bounds__(kTileThreads, kSumBlocks) void batchnorm_bwd_two_pa
     float* out = partial + static_cast<size_t>(s.chunk) * 2 * tile.channels + s.channel;
     store_channels(sum_g, out);
     store_channels(sum_gd, out + tile.channels);
-  }
-}
-
-__global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_merge_kernel(
-    const float* __restrict__ partial,     // [chunks,2,C]
-    const float* __restrict__ saved_rstd,  // [C]
-    float* __restrict__ dgamma,            // [C]
-    float* __restrict__ dbeta,             // [C]
-    int chunks, int channels) {
-  __shared__ float s_g[kMergeRows][kMergeLanes], s_gd[kMergeRows][kMergeLanes];
-  const int lane = threadIdx.x % kMergeLanes, row = threadIdx.x / kMergeLanes;
-  const long long c = static_cast<long long>(blockIdx.x) * kMergeLanes + lane;
-  const bool owns = c < channels;
-  float g = 0.0f, gd = 0.0f;
-#pragma unroll 4
-  for (int chunk = row; chunk < chunks; chunk += kMergeRows) {
-    const float* from = partial + static_cast<size_t>(chunk) * 2 * channels + (owns ? c : 0);
-    g += from[0];
-    gd += from[channels];
-  }
-  s_g[row][lane] = g;
-  s_gd[row][lane] = gd;
-  for (int half = kMergeRows / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (row < half) {
-      s_g[row][lane] = g += s_g[row + half][lane];
-      s_gd[row][lane] = gd += s_gd[row + half][lane];
-    }
-  }
-  if (row == 0 && owns) {
-    dbeta[c] = g;
-    dgamma[c] = gd * saved_rstd[c];
   }
 }
 
@@ -180,7 +118,9 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_bwd_two_pass_gradient_
   if (left > 0) rows_at(std::false_type{}, left);
 }
 
-Support supports(const BatchnormProblem&, const Device&) { return Support::yes(); }
+Support supports(const BatchnormProblem& p, const Device&) {
+  return Support::require(!p.pool, "there must be no pool");
+}
 
 template <class Gate, class T, int V>
 Plan<BatchnormBwd::Args> plan(const BatchnormProblem& p, const Device& device) {
@@ -201,9 +141,7 @@ Plan<BatchnormBwd::Args> plan(const BatchnormProblem& p, const Device& device) {
             dy, x, per_channel(a.gamma), per_channel(a.beta), per_channel(a.saved_mean),
             per_channel(a.saved_rstd), mask, partial, sums, activation);
     check_launch("batchnorm_bwd_two_pass_partial_kernel");
-    batchnorm_bwd_two_pass_merge_kernel<<<grid_for(p.c, kMergeLanes), kTileThreads, 0, cuda_stream(stream)>>>(
-        partial, per_channel(a.saved_rstd), dgamma, dbeta, sums.chunks, sums.channels);
-    check_launch("batchnorm_bwd_two_pass_merge_kernel");
+    launch_merge(partial, per_channel(a.saved_rstd), dgamma, dbeta, sums, stream);
     batchnorm_bwd_two_pass_gradient_kernel<Gate, T, V>
         <<<tile.blocks(), kTileThreads, 0, cuda_stream(stream)>>>(
             dy, x, per_channel(a.gamma), per_channel(a.beta), per_channel(a.saved_mean),

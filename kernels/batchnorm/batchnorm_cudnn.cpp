@@ -114,8 +114,8 @@ struct BackwardLaunch {
 
 Support supports(const BatchnormProblem& p, const Device& device) {
   if (!device.is_cuda()) return Support::no("the cuDNN peer needs a CUDA device");
-  return Support::require(p.act == BatchnormAct::kNone && !p.residual,
-                          "the cuDNN peer takes no activation and no residual");
+  return Support::require(p.act == BatchnormAct::kNone && !p.residual && !p.pool,
+                          "the cuDNN peer takes no activation, no residual and no pool");
 }
 
 Support supports_train(const BatchnormProblem& p, const Device& device) {

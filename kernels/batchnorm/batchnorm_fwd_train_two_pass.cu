@@ -5,7 +5,7 @@
 // time, sums squares about their own mean in registers and merges (count, mean, M2) by Chan's formula; the
 // threads of a channel merge in a tree through shared memory, 2 * V * 1 KiB + 1 KiB. (2) merge: kMergeRows
 // threads a channel merge the chunks in a fixed order and write the statistics. (3)
-// batchnorm_normalise_kernel, which walks backwards so that it starts with what is still in L2. All moments
+// launch_batchnorm_normalise, which walks backwards so that it starts with what is still in L2. All moments
 // are of x - x[0,c], so that a mean far larger than the deviation costs no digits. Workspace: mean and M2,
 // [chunks,2,C] fp32. Needs 16-byte aligned tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include "kernels/batchnorm/batchnorm_math.h"
@@ -132,7 +132,7 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_fwd_train_two_pass_mer
   }
 }
 
-Support supports(const BatchnormProblem&, const Device&) { return Support::yes(); }
+Support supports(const BatchnormProblem& p, const Device&) { return batchnorm_normalise_supports(p); }
 
 template <class T, int V>
 Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& device) {
@@ -160,7 +160,8 @@ Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& devi
                                 .spread = a.saved_rstd,
                                 .residual = a.residual,
                                 .y = a.y,
-                                .mask = a.mask},
+                                .mask = a.mask,
+                                .arg = a.arg},
                                stream);
   });
 }

@@ -13,6 +13,12 @@ KILN_TABLES(BatchnormFwdTrain,
              batchnorm_fwd_train_naive
              KILN_CUDNN(batchnorm_fwd_train_cudnn)))
 
+KILN_TABLES(BatchnormFwdGiven,
+            (batchnorm_fwd_given_cpu_fast,
+             batchnorm_fwd_given_cpu_naive),
+            (batchnorm_fwd_given_vectorized,
+             batchnorm_fwd_given_naive))
+
 KILN_TABLES(BatchnormFwdApply,
             (batchnorm_fwd_apply_cpu_fast,
              batchnorm_fwd_apply_cpu_naive),
@@ -32,6 +38,7 @@ KILN_TABLES(BatchnormBwd,
             (batchnorm_bwd_tma_ring,
              batchnorm_bwd_on_chip,
              batchnorm_bwd_two_pass,
+             batchnorm_bwd_windows,
              batchnorm_bwd_naive
              KILN_CUDNN(batchnorm_bwd_cudnn)))
 // clang-format on

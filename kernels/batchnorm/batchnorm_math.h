@@ -75,6 +75,32 @@ KILN_HOST_DEVICE inline bool batchnorm_is_smooth(BatchnormAct act) {
 
 KILN_HOST_DEVICE inline float batchnorm_rstd(float var, float eps) { return 1.0f / sqrtf(var + eps); }
 
+// The maximum of a window and its position: the first of equals; NaN wins, of several the last (PyTorch's).
+struct BatchnormMaximum {
+  float value = -INFINITY;
+  int position = 0;
+  KILN_HOST_DEVICE void take(float candidate, int at) {
+    if (candidate > value || candidate != candidate) {
+      value = candidate;
+      position = at;
+    }
+  }
+};
+
+// A window: its four pixels in [N,H,W] in (r,s) order, and itself in [N,H/2,W/2].
+struct BatchnormWindow {
+  long long pixel[4];
+  long long out;
+};
+KILN_HOST_DEVICE inline BatchnormWindow batchnorm_window(int height, int width, int n, int p, int q) {
+  const long long first = (1LL * n * height + 2 * p) * width + 2 * q;
+  return {{first, first + 1, first + width, first + width + 1},
+          (1LL * n * (height / 2) + p) * (width / 2) + q};
+}
+inline BatchnormWindow batchnorm_window(const BatchnormProblem& problem, int n, int p, int q) {
+  return batchnorm_window(problem.h, problem.w, n, p, q);
+}
+
 // For the naive implementations: y of the value that double arithmetic gives. Where there is a kink, the fp32
 // u decides on which side the value lies, so that y is within the clamp exactly where backward lets the
 // gradient pass.

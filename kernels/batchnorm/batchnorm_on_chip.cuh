@@ -172,6 +172,7 @@ inline Support on_chip_supports(const BatchnormProblem& p, const Device& device,
   if (!device.is_cuda() || device.smem_per_block < (160u << 10)) {
     return Support::no("the device must have 160 KiB of shared memory a block");
   }
+  if (p.pool) return Support::no("there must be no pool");
   if (p.c % vector) return Support::no("channels must be a multiple of 16 bytes");
   if (p.masked() && p.c % 8) return Support::no("with a mask, channels must be a multiple of 8");
   if (ceil_div(p.c / vector, kOnChipLaneChoices[2]) > device.multiprocessors) {

@@ -137,6 +137,47 @@ inline BatchnormActivation batchnorm_activation(const BatchnormProblem& p) {
   return {p.act, batchnorm_clamp(p.act)};
 }
 
+// What a forward with given statistics writes besides y; all null where the statistics are no news.
+struct BatchnormStatistics {
+  float* saved_rstd;    // [C]
+  float* running_mean;  // [C], in and out
+  float* running_var;   // [C], in and out
+  float momentum, unbiased;
+};
+
+// V channels from `channel` on: what the normalisation needs of them.
+template <int V>
+__device__ __forceinline__ void load_given(Channels<V>& ch, const float* __restrict__ gamma,
+                                           const float* __restrict__ beta, const float* __restrict__ mean,
+                                           const float* __restrict__ spread, int channel, float eps,
+                                           bool is_variance) {
+  float spread_c[V];
+  load_channels(mean + channel, ch.mean);
+  load_channels(gamma + channel, ch.scale);
+  load_channels(beta + channel, ch.beta);
+  load_channels(spread + channel, spread_c);
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    ch.scale[v] = batchnorm_scale(ch.scale[v], is_variance ? batchnorm_rstd(spread_c[v], eps) : spread_c[v]);
+  }
+}
+
+// The statistics, where they are wanted: by the blocks of the last chunk, which is the first to run where a
+// kernel walks backwards, a channel a thread.
+template <int V>
+__device__ __forceinline__ void store_statistics(const BatchnormStatistics& out,
+                                                 const float* __restrict__ mean,
+                                                 const float* __restrict__ var, const BatchnormTile& tile,
+                                                 unsigned block, float eps) {
+  if (!out.saved_rstd || static_cast<int>(block / tile.tiles) != tile.chunks - 1) return;
+  const int width = tile.lanes * V, c = static_cast<int>(block % tile.tiles * width + threadIdx.x);
+  if (static_cast<int>(threadIdx.x) >= width || c >= tile.channels) return;
+  const float kept = 1.0f - out.momentum;
+  out.saved_rstd[c] = batchnorm_rstd(var[c], eps);
+  out.running_mean[c] = kept * out.running_mean[c] + out.momentum * mean[c];
+  out.running_var[c] = kept * out.running_var[c] + out.momentum * (var[c] * out.unbiased);
+}
+
 struct BatchnormNormalise {
   const void* x;         // [N,H,W,C] dtype
   const void* gamma;     // [C] fp32
@@ -146,11 +187,33 @@ struct BatchnormNormalise {
   const void* residual;  // [N,H,W,C] dtype, null without
   void* y;               // [N,H,W,C] dtype
   void* mask = nullptr;  // [N,H,W,ceil(C/8)], null where it is not wanted
+  void* arg = nullptr;   // [N,H/2,W/2,ceil(C/4)], null where it is not wanted
   bool is_variance = false;
+  // Written too where they are not null: see BatchnormStatistics.
+  void* saved_rstd = nullptr;
+  void* running_mean = nullptr;
+  void* running_var = nullptr;
 };
 
-// y = act((x - mean) * gamma * rstd + beta + residual) and the mask, enqueued.
+inline BatchnormStatistics batchnorm_statistics(const BatchnormProblem& p, const BatchnormNormalise& a) {
+  return {.saved_rstd = static_cast<float*>(a.saved_rstd),
+          .running_mean = static_cast<float*>(a.running_mean),
+          .running_var = static_cast<float*>(a.running_var),
+          .momentum = p.momentum,
+          .unbiased = static_cast<float>(batchnorm_unbiased(p.per_channel()))};
+}
+
+// y = act((x - mean) * gamma * rstd + beta + residual), or with pool its maxima, and the mask or arg,
+// enqueued.
 void launch_batchnorm_normalise(const BatchnormProblem& p, const Device& device, const BatchnormNormalise& a,
                                 Stream stream);
+// Whether launch_batchnorm_normalise takes the problem.
+inline Support batchnorm_normalise_supports(const BatchnormProblem& p) {
+  return Support::require(!p.pool || p.c % (16 / static_cast<int>(size_of(p.dtype))) == 0,
+                          "with pool, channels must be a multiple of 16 bytes");
+}
+// Its part with pool.
+void launch_batchnorm_windows(const BatchnormProblem& p, const Device& device, const BatchnormNormalise& a,
+                              Stream stream);
 
 }  // namespace kiln

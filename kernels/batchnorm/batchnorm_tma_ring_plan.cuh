@@ -120,6 +120,7 @@ inline RingChoice parse_ring_choice(const BatchnormProblem& p, const Device& dev
 inline Support ring_supports(const BatchnormProblem& p, const Device& device) {
   const int vector = 16 / static_cast<int>(size_of(p.dtype));
   if (device.sm != 90) return Support::no("TMA as this kernel uses it needs compute capability 9.0");
+  if (p.pool) return Support::no("there must be no pool");
   if (p.c % vector) return Support::no("channels must be a multiple of 16 bytes");
   if (batchnorm_is_smooth(p.act)) return Support::no("the activation must be none, relu or relu6");
   return Support::require(ceil_div(ring_vectors(p), kRingLanes) <= device.multiprocessors,

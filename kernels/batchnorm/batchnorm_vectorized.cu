@@ -1,5 +1,7 @@
-// batchnorm fwd_apply and fwd_infer: y[m,c] = act((x[m,c] - mean[c]) * gamma[c] * rstd[c] + beta[c] +
-// residual[m,c]), also the last stage of fwd_train, which wants the mask of act too.
+// batchnorm fwd_apply, fwd_infer and fwd_given: y[m,c] = act((x[m,c] - mean[c]) * gamma[c] * rstd[c] +
+// beta[c] + residual[m,c]), also the last stage of fwd_train. Training wants the mask of act too; with pool,
+// batchnorm_fwd_windows.cu does it. In fwd_given every block takes the root of the variance, and those of the
+// last chunk write rstd and the running statistics.
 //
 // batchnorm_tile.cuh says what a block and a thread own; a thread moves 16 bytes an access, Epilogue::kRows
 // rows in flight. Blocks and rows run from the last to the first: what the kernel before wrote or read last
@@ -29,20 +31,14 @@ __global__ __launch_bounds__(kTileThreads) void batchnorm_normalise_kernel(
     T* __restrict__ y,                 // [M,C]
     unsigned char* __restrict__ mask,  // [M,C/8] or null
     const __grid_constant__ BatchnormTile tile, const __grid_constant__ BatchnormActivation activation,
-    float eps, bool is_variance) {
+    const __grid_constant__ BatchnormStatistics statistics, float eps, bool is_variance) {
   constexpr int kRows = Epilogue::kRows;
-  const BatchnormSlice s = batchnorm_slice<V>(tile, gridDim.x - 1 - blockIdx.x);
+  const unsigned block = gridDim.x - 1 - blockIdx.x;
+  const BatchnormSlice s = batchnorm_slice<V>(tile, block);
+  store_statistics<V>(statistics, mean, spread, tile, block, eps);
   if (s.count == 0) return;
   Channels<V> ch;
-  float spread_c[V];
-  load_channels(mean + s.channel, ch.mean);
-  load_channels(gamma + s.channel, ch.scale);
-  load_channels(beta + s.channel, ch.beta);
-  load_channels(spread + s.channel, spread_c);
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    ch.scale[v] = batchnorm_scale(ch.scale[v], is_variance ? batchnorm_rstd(spread_c[v], eps) : spread_c[v]);
-  }
+  load_given<V>(ch, gamma, beta, mean, spread, s.channel, eps, is_variance);
   size_t at = s.first + static_cast<size_t>(s.count - 1) * s.step;
   const ptrdiff_t step = -static_cast<ptrdiff_t>(s.step);
   const auto rows_at = [&](auto full, int left) {
@@ -69,8 +65,8 @@ void launch(const BatchnormProblem& p, const Device& device, const BatchnormNorm
   batchnorm_normalise_kernel<Epilogue, T, V><<<tile.blocks(), kTileThreads, 0, cuda_stream(stream)>>>(
       static_cast<const T*>(a.x), per_channel(a.gamma), per_channel(a.beta), per_channel(a.mean),
       per_channel(a.spread), static_cast<const T*>(a.residual), static_cast<T*>(a.y),
-      whole_bytes ? static_cast<unsigned char*>(a.mask) : nullptr, tile, batchnorm_activation(p), p.eps,
-      a.is_variance);
+      whole_bytes ? static_cast<unsigned char*>(a.mask) : nullptr, tile, batchnorm_activation(p),
+      batchnorm_statistics(p, a), p.eps, a.is_variance);
   check_launch("batchnorm_normalise_kernel");
   if (a.mask && !whole_bytes) launch_batchnorm_mask(p, a.y, a.mask, stream);
 }
@@ -83,18 +79,43 @@ void launch_epilogue(const BatchnormProblem& p, const Device& device, const Batc
   launch<Clamped, T, V>(p, device, a, stream);
 }
 
-Support supports(const BatchnormProblem&, const Device&) { return Support::yes(); }
+Support supports(const BatchnormProblem& p, const Device&) { return batchnorm_normalise_supports(p); }
 
 }  // namespace
 
 void launch_batchnorm_normalise(const BatchnormProblem& p, const Device& device, const BatchnormNormalise& a,
                                 Stream stream) {
+  if (p.pool) return launch_batchnorm_windows(p, device, a, stream);
   const bool bf = p.dtype == DType::kBF16;
   const bool vectors = p.c % (bf ? kVec16<bf16> : kVec16<float>) == 0;
   const auto run = bf ? (vectors ? launch_epilogue<bf16, kVec16<bf16>> : launch_epilogue<bf16, 1>)
                       : (vectors ? launch_epilogue<float, kVec16<float>> : launch_epilogue<float, 1>);
   run(p, device, a, stream);
 }
+
+extern const Impl<BatchnormFwdGiven> batchnorm_fwd_given_vectorized = {
+    .name = "vectorized",
+    .supports = supports,
+    .plan = [](const BatchnormProblem& p, const Device& device, std::string_view config) {
+      require_no_config(config);
+      using Args = BatchnormFwdGiven::Args;
+      return make_plan<Args>(0, [p, device](const Args& a, void*, Stream stream) {
+        const BatchnormNormalise from = {.x = a.x,
+                                         .gamma = a.gamma,
+                                         .beta = a.beta,
+                                         .mean = a.mean,
+                                         .spread = a.var,
+                                         .residual = a.residual,
+                                         .y = a.y,
+                                         .mask = a.mask,
+                                         .arg = a.arg,
+                                         .is_variance = true,
+                                         .saved_rstd = a.saved_rstd,
+                                         .running_mean = a.running_mean,
+                                         .running_var = a.running_var};
+        launch_batchnorm_normalise(p, device, from, stream);
+      });
+    }};
 
 extern const Impl<BatchnormFwdApply> batchnorm_fwd_apply_vectorized = {
     .name = "vectorized",

@@ -7,8 +7,9 @@
 
 namespace kiln {
 
-// `count` words (unsigned) of device memory, 0 before the first launch; each launch must leave them at 0. A
-// binding has its own, since workspace is not zero before a launch.
+// `count` words (unsigned) of device memory, 0 before the first launch; each launch must leave them at 0, so
+// that a graph may be replayed. A plan makes its own (workspace is not zero before a launch) and its bindings
+// share them, as they share its workspace: their launches must not overlap.
 std::shared_ptr<const DeviceBuffer> zeroed_counters(int count);
 
 }  // namespace kiln

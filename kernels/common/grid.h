@@ -10,10 +10,13 @@
 
 namespace kiln {
 
+// a / b, rounded up, for b > 0; no sum that could overflow.
 template <class T>
 constexpr T ceil_div(T a, std::type_identity_t<T> b) {
-  return (a + b - 1) / b;
+  return a / b + (a % b > 0 ? 1 : 0);
 }
+static_assert(ceil_div(2147483647, 512) == 4194304 && ceil_div(0, 8) == 0 && ceil_div(-9, 8) == -1 &&
+              ceil_div(2147483647, 2147483647) == 1);
 
 // Blocks for `work` items at `per_block` each, at most `most` (kernels loop over the rest with a grid
 // stride).

@@ -1,7 +1,7 @@
 // Implementations, plans and tables: how kiln names and runs one way of doing one pass of an op.
 //
 //   const Impl<Conv2dFwd>& impl = pick<Conv2dFwd>(problem, device, choice);
-//   auto plan  = impl.plan(problem, device, config);           // owns what is expensive
+//   auto plan  = plan_of(impl, problem, device, config);       // owns what is expensive
 //   auto bound = plan.bind({.x = x, .w = w, .y = y}, workspace);  // tensor maps, argument packs
 //   bound.launch(stream);                                      // asynchronous; allocates and synchronises
 //   nothing
@@ -48,6 +48,8 @@ class Bound {
   std::function<void(Stream)> launch_;
 };
 
+// A pass planned for a problem. Its bindings share what it owns (block counters too) and the workspace that
+// they are given: their launches must not overlap.
 template <class Args>
 class Plan {
  public:
@@ -87,7 +89,7 @@ struct Impl {
   const char* name;  // the technique: "naive", "smem_tile", "cudnn"
   Support (*supports)(const Problem&, const Device&);
   // config: what follows "name:" in a choice, "" for the implementation's own heuristic. Throws Error for a
-  // config it does not know.
+  // config it does not know. Call it through plan_of() (impl_choice.h), which names the problem in errors.
   Plan<Args> (*plan)(const Problem&, const Device&, std::string_view config);
   bool peer = false;  // a vendor's library: chosen only by name
   // The configs that are worth trying on a problem, for `kiln tune`; null where there is nothing to choose.

@@ -179,5 +179,13 @@ void fail_unsupported(const char* op, const char* pass, const char* impl, const 
   fail_usage(std::string(op) + "." + pass + " " + problem + ": implementation '" + impl + "': " + rule);
 }
 
+void fail_in_plan(const char* op, const char* pass, const char* impl, const std::string& problem,
+                  const Error& error) {
+  const std::string message = error.what();
+  if (message.find(problem) != std::string::npos) throw error;
+  throw Error(std::string(op) + "." + pass + " " + problem + ": implementation '" + impl + "': " + message,
+              error.kind());
+}
+
 }  // namespace detail
 }  // namespace kiln

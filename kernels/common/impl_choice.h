@@ -6,12 +6,14 @@
 // right side is <name> or <name>:<config>.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/error.h"
 #include "kernels/common/impl.h"
 
 namespace kiln {
@@ -70,7 +72,32 @@ namespace detail {
                                const Device& device);
 [[noreturn]] void fail_unsupported(const char* op, const char* pass, const char* impl,
                                    const std::string& problem, const char* rule);
+// Throws `error` again with op, pass, problem and implementation in front, unless it names the problem.
+[[noreturn]] void fail_in_plan(const char* op, const char* pass, const char* impl, const std::string& problem,
+                               const Error& error);
 }  // namespace detail
+
+// impl.plan(problem, device, config), whose errors, and those of its bind, name op, pass, problem and
+// implementation.
+template <class Pass>
+Plan<typename Pass::Args> plan_of(const Impl<Pass>& impl, const typename Pass::Problem& problem,
+                                  const Device& device, std::string_view config) {
+  using Args = typename Pass::Args;
+  try {
+    Plan<Args> plan = impl.plan(problem, device, config);
+    const size_t workspace_bytes = plan.workspace_bytes();
+    return Plan<Args>(workspace_bytes, [plan = std::move(plan), name = impl.name, text = problem.str()](
+                                           const Args& args, void* workspace) {
+      try {
+        return plan.bind(args, workspace);
+      } catch (const Error& error) {
+        detail::fail_in_plan(Pass::kOp, Pass::kPass, name, text, error);
+      }
+    });
+  } catch (const Error& error) {
+    detail::fail_in_plan(Pass::kOp, Pass::kPass, impl.name, problem.str(), error);
+  }
+}
 
 namespace detail {
 // The heuristic: kiln's own, in the table's order, where nobody has a wish.
@@ -108,9 +135,63 @@ template <class Pass>
 struct Picked {
   const Impl<Pass>* impl;
   std::string config;
-  std::string passed_over;  // "cudnn: <rule>" where a glob's implementation does not support the problem
-  bool tuned = false;       // the tuning cache's choice
+  // "cudnn: <rule>" where a glob's implementation, or one tuned for the problem without its epilogue, does
+  // not support the problem
+  std::string passed_over;
+  bool tuned = false;  // the tuning cache's choice
 };
+
+namespace detail {
+
+// The problems whose tuned choice may be taken for `problem`: itself, then those that its plainer() lists.
+template <class Problem>
+std::vector<Problem> tuned_problems(const Problem& problem) {
+  std::vector<Problem> list = {problem};
+  if constexpr (requires { problem.plainer(); }) {
+    for (Problem& plain : problem.plainer()) list.push_back(std::move(plain));
+  }
+  return list;
+}
+
+// Why a choice that was tuned for a plainer problem is none for this one; "" where it is one. A config counts
+// where it is among those worth a trial here.
+template <class Pass>
+std::string refusal_of_tuned(const Impl<Pass>& impl, const std::string& config,
+                             const typename Pass::Problem& problem, const Device& device) {
+  if (const Support support = impl.supports(problem, device); !support) return support.rule();
+  if (config.empty()) return "";
+  const auto configs = impl.configs ? impl.configs(problem, device) : std::vector<std::string>();
+  const bool known = std::find(configs.begin(), configs.end(), config) != configs.end();
+  return known ? "" : "this config does not take the problem";
+}
+
+// Puts the tuning cache's choice into `picked`: the problem's own, else that of the same problem with less of
+// an epilogue, where the implementation and the config that it names take this one too.
+template <class Pass>
+void pick_tuned(const typename Pass::Problem& problem, const Device& device, const ImplChoice& choice,
+                Picked<Pass>* picked) {
+  const std::string own = problem.str();
+  for (const typename Pass::Problem& tuned : tuned_problems(problem)) {
+    const std::string text = tuned.str();
+    const std::string best = choice.tuned()(tuning_key(Pass::kOp, Pass::kPass, text, tuned.dtype),
+                                            tuning_signature(tuning_choices<Pass>(tuned, device)));
+    if (best.empty()) continue;
+    const size_t colon = best.find(':');
+    const std::string config = colon == std::string::npos ? "" : best.substr(colon + 1);
+    for (const Impl<Pass>* impl : Pass::impls(device.kind)) {
+      if (best.substr(0, colon) != impl->name) continue;
+      const std::string refusal = text == own ? std::string(impl->supports(problem, device).rule())
+                                              : refusal_of_tuned(*impl, config, problem, device);
+      if (refusal.empty()) {
+        *picked = {impl, config, "", true};
+        return;
+      }
+      picked->passed_over = best + ", tuned for " + text + ": " + refusal;
+    }
+  }
+}
+
+}  // namespace detail
 
 // The user's wish if there is one, else the tuning cache's, else the first in the table that supports the
 // problem and is no peer. A wish that does not support the problem is an Error if the pass was named exactly,
@@ -129,18 +210,12 @@ Picked<Pass> pick(const typename Pass::Problem& problem, const Device& device, c
       if (!wish.from_glob) {
         detail::fail_unsupported(Pass::kOp, Pass::kPass, impl->name, problem.str(), support.rule());
       }
-      picked.passed_over = name + ": " + support.rule();
+      picked.passed_over = "--impl's " + name + ": " + support.rule();
     }
     if (!picked.impl && detail::picks_unasked(*impl, problem, device)) picked.impl = impl;
   }
   if (picked.impl && wish.name.empty() && choice.tuned()) {
-    const std::string best = choice.tuned()(tuning_key(Pass::kOp, Pass::kPass, problem.str(), problem.dtype),
-                                            tuning_signature(tuning_choices<Pass>(problem, device)));
-    const size_t colon = best.find(':');
-    for (const Impl<Pass>* impl : Pass::impls(device.kind)) {
-      if (best.substr(0, colon) != impl->name || !impl->supports(problem, device)) continue;
-      return {impl, colon == std::string::npos ? "" : best.substr(colon + 1), "", true};
-    }
+    detail::pick_tuned(problem, device, choice, &picked);
   }
   if (picked.impl) return picked;
   detail::fail_no_impl(Pass::kOp, Pass::kPass, problem.str(), device);

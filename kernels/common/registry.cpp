@@ -50,7 +50,7 @@ std::vector<PassInfo> make_all() {
   add<LinearFwd, LinearDgrad, LinearWgrad>(list);
 #endif
 #ifdef KILN_OP_BATCHNORM
-  add<BatchnormFwdTrain, BatchnormFwdApply, BatchnormFwdInfer, BatchnormBwd>(list);
+  add<BatchnormFwdTrain, BatchnormFwdGiven, BatchnormFwdApply, BatchnormFwdInfer, BatchnormBwd>(list);
 #endif
 #ifdef KILN_OP_POOL2D
   add<MaxPool2dFwd, MaxPool2dBwd, AvgPool2dFwd, AvgPool2dBwd>(list);

@@ -54,6 +54,9 @@ struct PassInfo {
   // Fills the inputs with Fill::kDerived of a dtype fp32 problem from the others (all inputs are filled
   // before).
   std::function<void(const AnyProblem&, HostTensors&)> derive;
+  // The bytes that a Check::kOwn output must be, one pointer a tensor: inputs in fp32, outputs as the run
+  // stored them. Null where the pass has no such output.
+  std::function<std::vector<unsigned char>(const AnyProblem&, const std::vector<const void*>&)> positions;
 };
 
 const std::vector<PassInfo>& all_passes();

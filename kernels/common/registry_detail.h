@@ -69,7 +69,7 @@ PassInfo make_pass() {
     const Support support = impl.supports(problem_of<Pass>(any), device);
     if (!support) fail_unsupported(Pass::kOp, Pass::kPass, impl.name, any.text, support.rule());
     const std::string_view config = choice.size() > name.size() ? choice.substr(name.size() + 1) : "";
-    auto plan = std::make_shared<Plan<Args>>(impl.plan(problem_of<Pass>(any), device, config));
+    auto plan = std::make_shared<Plan<Args>>(plan_of(impl, problem_of<Pass>(any), device, config));
     AnyPlan any_plan;
     any_plan.workspace_bytes = plan->workspace_bytes();
     any_plan.bind = [plan](std::span<void* const> tensors, void* workspace) {
@@ -87,6 +87,11 @@ PassInfo make_pass() {
       Pass::derive(problem_of<Pass>(any), tensors);
     }
   };
+  if constexpr (requires(const Problem& p) { Pass::positions(p, std::vector<const void*>{}); }) {
+    info.positions = [](const AnyProblem& any, const std::vector<const void*>& tensors) {
+      return Pass::positions(problem_of<Pass>(any), tensors);
+    };
+  }
   return info;
 }
 

@@ -31,11 +31,18 @@ enum class Fill {
 
 // The judge's bound for an output (see tolerance.h).
 enum class Check {
-  kSum,    // a sum of `terms` products: exact (tolerance 0) on small-integer data, bounded on real data
-  kExact,  // selection or copy: bit-equal to the reference after rounding to the output type, always
-  kReal,   // bounded always (roots, exponentials); `terms` is the reduction length
-  kMask,   // one bit a channel of the run's own output "y", bit c%8 of byte c/8: 0 < y, and y < `limit` where
-           // that is not 0; unused bits are 0. Exact, where y itself is only bounded
+  kSum,       // a sum of `terms` products: exact (tolerance 0) on small-integer data, bounded on real data
+  kExact,     // selection or copy: bit-equal to the reference after rounding to the output type, always
+  kReal,      // bounded always (roots, exponentials); `terms` is the reduction length
+  kPosition,  // positions of maxima of sums (uint8): bit-equal on small-integer data (its integers are then
+              // small enough for bf16); on real data another value may be the larger within rounding: see
+              // tolerance.h
+  kMask,  // one bit a channel of the run's own output "y", bit c%8 of byte c/8: 0 < y, and y < `limit` where
+          // that is not 0; unused bits are 0. Exact, where y itself is only bounded
+  kOwn,   // bytes: what the pass's positions() makes of the inputs and the run's own other outputs. Exact,
+          // where those are only bounded
+  kMean,  // the mean of each channel of the run's own output "y", bounded as kReal
+  kVariance,  // the biased variance of the same
 };
 
 struct TensorSpec {

@@ -55,6 +55,7 @@ TuneCache TuneCache::parse(std::string_view text, const std::string& name) {
 TuneCache TuneCache::load(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) return {};
+  if (fs::is_directory(path)) fail_usage("tuning cache '" + path + "' is a folder, a file is wanted");
   const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   return parse(text, path);
 }
@@ -72,7 +73,8 @@ void TuneCache::save(const std::string& path) const {
   out << json.dump(1) << "\n";
   out.close();
   if (!out) fail_failure("cannot write the tuning cache '" + temporary + "'");
-  fs::rename(temporary, path);
+  fs::rename(temporary, path, ignored);
+  if (ignored) fail_failure("cannot write the tuning cache '" + path + "': " + ignored.message());
 }
 
 const TunedChoice* TuneCache::find(const std::string& device, const std::string& key) const {

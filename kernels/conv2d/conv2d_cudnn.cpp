@@ -52,7 +52,9 @@ Support supports(const Conv2dProblem& p, const Device& device) {
   if (p.x_channels() != p.c) return Support::no("the cuDNN peer takes no channel stride");
   if (p.bias && Traits<Pass>::kPass != CudnnConvPass::kDgrad)
     return Support::no("the cuDNN peer takes no bias");
-  if (p.has_epilogue()) return Support::no("the cuDNN peer takes no scale, res or activation");
+  if (p.has_epilogue() || p.dact != ActKind::kNone) {
+    return Support::no("the cuDNN peer takes no scale, res, activation, max2, stats, drelu or drelu6");
+  }
   if (p.dtype != DType::kBF16) return Support::yes();
   if (Traits<Pass>::kPass == CudnnConvPass::kDgrad && p.accumulate) {
     return Support::no("the cuDNN peer rounds to bf16 before it adds dx");

@@ -163,6 +163,7 @@ bool fits(const Conv2dProblem& p, const Device& device, int rows) {
 }
 
 Support supports(const Conv2dProblem& p, const Device& device) {
+  if (p.dact != ActKind::kNone) return Support::no("it takes no drelu or drelu6");
   if (const Support s = few_supports(p, device); !s) return s;
   return Support::require(fits(p, device, 1), kFewTooWide);
 }

@@ -43,19 +43,22 @@ Plan<Conv2dDgrad::Args> plan_for(const Conv2dProblem& p) {
                          .stride_w = 1,
                          .pad_h = p.pad_h,
                          .pad_w = p.pad_w,
-                         .accumulate = p.accumulate};
+                         .accumulate = p.accumulate,
+                         .gate = conv2d_gate(p.dact)};
   using T = typename Config::T;
   const auto kernel = conv2d_gather_mma_sync_kernel<Config, true, false>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes),
              "conv2d_dgrad_mma_sync: shared memory");
   const unsigned blocks =
       static_cast<unsigned>(1LL * ceil_div(g.rows, Config::kBM) * ceil_div(g.columns, Config::kBN));
-  return make_plan<Conv2dDgrad::Args>(
-      0, [g, kernel, blocks](const Conv2dDgrad::Args& a, void*, Stream stream) {
-        kernel<<<blocks, Config::kThreads, Config::kSmemBytes, cuda_stream(stream)>>>(
-            static_cast<const T*>(a.dy), static_cast<const T*>(a.w), nullptr, static_cast<T*>(a.dx), g);
-        check_launch("conv2d_gather_mma_sync_kernel (dgrad)");
-      });
+  return make_plan<Conv2dDgrad::Args>(0, [g, kernel, blocks, gated = p.dact != ActKind::kNone](
+                                             const Conv2dDgrad::Args& a, void*, Stream stream) {
+    GatherShape bound = g;
+    if (gated) bound.x = a.x;
+    kernel<<<blocks, Config::kThreads, Config::kSmemBytes, cuda_stream(stream)>>>(
+        static_cast<const T*>(a.dy), static_cast<const T*>(a.w), nullptr, static_cast<T*>(a.dx), bound);
+    check_launch("conv2d_gather_mma_sync_kernel (dgrad)");
+  });
 }
 
 }  // namespace

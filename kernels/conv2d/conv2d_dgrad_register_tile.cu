@@ -63,7 +63,8 @@ struct TapCopier {
 template <class Tile>
 __device__ void store_tile(const float (&acc)[Tile::kTm][Tile::kTn], const Conv2dShape& p,
                            const PixelClass& pixel_class, unsigned first_m, int first_c,
-                           float* dx) {  // [N,H,W,c_stride]
+                           const float* x,  // as dx, or null
+                           float* dx) {     // [N,H,W,c_stride]
   const RegisterPlace<Tile, true> place;
 #pragma unroll
   for (int i = 0; i < Tile::kTm; ++i) {
@@ -74,12 +75,13 @@ __device__ void store_tile(const float (&acc)[Tile::kTm][Tile::kTn], const Conv2
       pixel_class.locate(p, pixel, n, h, w);
       pixel = (n * p.h + h) * p.w + w;
     }
-    float* out = dx + static_cast<size_t>(pixel) * p.c_stride;
+    const size_t first = static_cast<size_t>(pixel) * p.c_stride;
 #pragma unroll
     for (int g = 0; g < Tile::kTn; g += 4) {  // channels from C to c_stride have seen zeros only
       const int c = first_c + place.n(g);
-      const float v[4] = {acc[i][g], acc[i][g + 1], acc[i][g + 2], acc[i][g + 3]};
-      store4(out + c, v, p.c_stride - c, p.c_stride % 4 == 0, p.accumulate);
+      float v[4] = {acc[i][g], acc[i][g + 1], acc[i][g + 2], acc[i][g + 3]};
+      if (x) gate4(x + first + c, v, p.c_stride - c, p.c_stride % 4 == 0, p.gate);
+      store4(dx + first + c, v, p.c_stride - c, p.c_stride % 4 == 0, p.accumulate);
     }
   }
 }
@@ -88,6 +90,7 @@ template <class Tile>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_dgrad_register_tile_kernel(
     const float* __restrict__ dy,  // [N,P,Q,K]
     const float* __restrict__ w,   // [K,R,S,C]
+    const float* __restrict__ x,   // [N,H,W,c_stride] or null
     float* __restrict__ dx,        // [N,H,W,c_stride]
     const __grid_constant__ Conv2dShape p, const __grid_constant__ FastDivisor by_k) {
   __shared__ RegisterSlices<Tile> smem;
@@ -105,10 +108,10 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_dgrad_re
   for (int row = threadIdx.x; row < Tile::kM; row += Tile::kThreads) {
     rows[row] = {};
     if (first_m + row < pixels) {
-      int n, h, x;
-      pixel_class.locate(p, first_m + row, n, h, x);
+      int n, h, column;
+      pixel_class.locate(p, first_m + row, n, h, column);
       rows[row] = patch_row<-1>(patch, n, (h + p.pad_h - pixel_class.rows.remainder) / p.stride_h,
-                                (x + p.pad_w - pixel_class.cols.remainder) / p.stride_w);
+                                (column + p.pad_w - pixel_class.cols.remainder) / p.stride_w);
     }
   }
   __syncthreads();
@@ -116,7 +119,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_dgrad_re
   const TapCopier<Tile> b(w, p, pixel_class, by_k, by_taps_w, first_c, depth);
   float acc[Tile::kTm][Tile::kTn] = {};
   register_multiply<Tile, true, false>(a, b, (depth + Tile::kDepth - 1) / Tile::kDepth, smem, acc);
-  store_tile<Tile>(acc, p, pixel_class, first_m, first_c, dx);
+  store_tile<Tile>(acc, p, pixel_class, first_m, first_c, x, dx);
 }
 
 // Pixels of the largest class.
@@ -130,7 +133,8 @@ Plan<Conv2dDgrad::Args> plan_tile(const Conv2dProblem& p, const Device&) {
     const unsigned blocks = ceil_div(class_pixels(p), Tile::kM) * ceil_div(p.x_channels(), Tile::kN);
     const dim3 grid(blocks, p.stride_h * p.stride_w);
     conv2d_dgrad_register_tile_kernel<Tile><<<grid, Tile::kThreads, 0, cuda_stream(stream)>>>(
-        static_cast<const float*>(a.dy), static_cast<const float*>(a.w), static_cast<float*>(a.dx),
+        static_cast<const float*>(a.dy), static_cast<const float*>(a.w),
+        p.dact != ActKind::kNone ? static_cast<const float*>(a.x) : nullptr, static_cast<float*>(a.dx),
         Conv2dShape(p), FastDivisor(p.k));
     check_launch("conv2d_dgrad_register_tile_kernel");
   });

@@ -62,7 +62,8 @@ struct TapLoader {
 template <class T, class Tile>
 __device__ void store_tile(const float (&acc)[Tile::kTm][Tile::kTn], const Conv2dShape& p,
                            const PixelClass& pixel_class, unsigned first_m, int first_c,
-                           T* dx) {  // [N,H,W,c_stride]
+                           const T* x,  // as dx, or null
+                           T* dx) {     // [N,H,W,c_stride]
   const LanePlace<Tile> place;
 #pragma unroll
   for (int i = 0; i < Tile::kTm; ++i) {
@@ -70,12 +71,13 @@ __device__ void store_tile(const float (&acc)[Tile::kTm][Tile::kTn], const Conv2
     if (m >= pixel_class.pixels(p.n)) continue;
     int n, h, w;
     pixel_class.locate(p, m, n, h, w);
-    T* pixel = dx + ((static_cast<size_t>(n) * p.h + h) * p.w + w) * p.c_stride;
+    const size_t pixel = ((static_cast<size_t>(n) * p.h + h) * p.w + w) * p.c_stride;
 #pragma unroll
     for (int g = 0; g < Tile::kTn; g += 4) {  // channels from C to c_stride have seen zeros only
       const int c = first_c + place.n(g);
-      const float v[4] = {acc[i][g], acc[i][g + 1], acc[i][g + 2], acc[i][g + 3]};
-      store4(pixel + c, v, p.c_stride - c, p.c_stride % 4 == 0, p.accumulate);
+      float v[4] = {acc[i][g], acc[i][g + 1], acc[i][g + 2], acc[i][g + 3]};
+      if (x) gate4(x + pixel + c, v, p.c_stride - c, p.c_stride % 4 == 0, p.gate);
+      store4(dx + pixel + c, v, p.c_stride - c, p.c_stride % 4 == 0, p.accumulate);
     }
   }
 }
@@ -84,6 +86,7 @@ template <class T, class Tile, int V>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_dgrad_smem_tile_kernel(
     const T* __restrict__ dy,  // [N,P,Q,K]
     const T* __restrict__ w,   // [K,R,S,C]
+    const T* __restrict__ x,   // [N,H,W,c_stride] or null
     T* __restrict__ dx,        // [N,H,W,c_stride]
     const __grid_constant__ Conv2dShape p, const __grid_constant__ FastDivisor by_k) {
   __shared__ SmemSlices<Tile> smem;
@@ -102,10 +105,10 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_dgrad_sm
   for (int pass = 0; pass < a.map.kPasses; ++pass) {
     const unsigned m = first_m + a.map.row(pass);
     if (m < pixel_class.pixels(p.n)) {
-      int n, h, x;
-      pixel_class.locate(p, m, n, h, x);
+      int n, h, column;
+      pixel_class.locate(p, m, n, h, column);
       a.set_pixel(pass, n, (h + p.pad_h - pixel_class.rows.remainder) / p.stride_h,
-                  (x + p.pad_w - pixel_class.cols.remainder) / p.stride_w);
+                  (column + p.pad_w - pixel_class.cols.remainder) / p.stride_w);
     } else {
       a.set_nothing(pass);
     }
@@ -113,7 +116,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_dgrad_sm
   TapLoader<T, Tile, V> b(w, p, pixel_class, by_k, by_taps_w, first_c, depth);
   float acc[Tile::kTm][Tile::kTn] = {};
   multiply<Tile, V, 0>(a, b, (depth + Tile::kDepth - 1) / Tile::kDepth, smem, acc);
-  store_tile<T, Tile>(acc, p, pixel_class, first_m, first_c, dx);
+  store_tile<T, Tile>(acc, p, pixel_class, first_m, first_c, x, dx);
 }
 
 // Pixels of the largest class.
@@ -127,8 +130,9 @@ Plan<Conv2dDgrad::Args> plan_tile(const Conv2dProblem& p) {
     const unsigned blocks = ceil_div(class_pixels(p), Tile::kM) * ceil_div(p.x_channels(), Tile::kN);
     const dim3 grid(blocks, p.stride_h * p.stride_w);
     conv2d_dgrad_smem_tile_kernel<T, Tile, V><<<grid, Tile::kThreads, 0, cuda_stream(stream)>>>(
-        static_cast<const T*>(a.dy), static_cast<const T*>(a.w), static_cast<T*>(a.dx), Conv2dShape(p),
-        FastDivisor(p.k));
+        static_cast<const T*>(a.dy), static_cast<const T*>(a.w),
+        p.dact != ActKind::kNone ? static_cast<const T*>(a.x) : nullptr, static_cast<T*>(a.dx),
+        Conv2dShape(p), FastDivisor(p.k));
     check_launch("conv2d_dgrad_smem_tile_kernel");
   });
 }

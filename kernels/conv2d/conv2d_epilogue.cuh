@@ -12,6 +12,7 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/vec.cuh"
 #include "kernels/conv2d/conv2d.h"
+#include "kernels/conv2d/conv2d_stats.cuh"
 
 namespace kiln {
 
@@ -20,6 +21,7 @@ struct Conv2dEpilogue {
   const float* bias;     // [K] or null
   const void* residual;  // [N,P,Q,K] of y's type, or null
   ActClamp clamp;
+  Conv2dStats stats = {};
 
   __device__ __forceinline__ float finish(float sum, float factor, float shift, float joined) const {
     return clamp(sum * factor + shift + joined);
@@ -41,12 +43,19 @@ inline Conv2dEpilogue conv2d_epilogue(const Conv2dProblem& p, const Conv2dFwd::A
 }
 
 inline Support conv2d_epilogue_supports(const Conv2dProblem& p) {
+  if (p.pool) return Support::no("it takes no max2");
+  if (p.stats) return Support::no("it takes no stats");
   return Support::require(!is_smooth(p.act), "of the activations it takes relu and relu6");
 }
 
 // For implementations without an epilogue.
 inline Support conv2d_takes_no_epilogue(const Conv2dProblem& p) {
-  return Support::require(!p.has_epilogue(), "it takes no scale, res or activation");
+  return Support::require(!p.has_epilogue(), "it takes no scale, res, activation, max2 or stats");
+}
+
+// For implementations of dgrad that do not go back through an activation.
+inline Support conv2d_takes_no_gate(const Conv2dProblem& p) {
+  return Support::require(p.dact == ActKind::kNone, "it takes no drelu or drelu6");
 }
 
 // Turns the sums of elements `at` to `at` + 3 of y, channels from k on, into what is stored. Those below K

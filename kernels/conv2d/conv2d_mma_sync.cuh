@@ -5,6 +5,7 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/conv2d/conv2d.h"
 #include "kernels/conv2d/conv2d_epilogue.cuh"
+#include "kernels/conv2d/conv2d_gate.h"
 
 namespace kiln {
 
@@ -152,7 +153,9 @@ struct GatherShape {
   int r, s;                // filter
   int stride_h, stride_w;  // 1 for dgrad
   int pad_h, pad_w;
-  bool accumulate;               // out +=
+  bool accumulate;          // out +=
+  const void* x = nullptr;  // dgrad with drelu or drelu6: [N,H,W,C], else null
+  Conv2dGate gate = {};
   Conv2dEpilogue epilogue = {};  // of the fused kernel
 };
 
@@ -282,6 +285,10 @@ __global__ __launch_bounds__(Config::kThreads, 2) void conv2d_gather_mma_sync_ke
                          e.finish(sums.y, scale.y, shift.y, joined[1]));
     }
     float2 add = make_float2(0.0f, 0.0f);
+    if (kDgrad && g.x) {
+      const auto x = Vec<T, 2>::load(static_cast<const T*>(g.x) + at);
+      return make_float2(g.gate.passes(x[0]) ? sums.x : 0.0f, g.gate.passes(x[1]) ? sums.y : 0.0f);
+    }
     if (bias) {
       add = make_float2(bias[j], bias[j + 1]);
     } else if (g.accumulate) {

@@ -130,11 +130,48 @@ __device__ __forceinline__ void group_sync(int group) {
   asm volatile("bar.sync %0, 128;\n" ::"r"(group + 1) : "memory");
 }
 
+// The columns that a warp's statistics sum at a time: few, and their sums stay from tile to tile.
+template <class Config>
+constexpr int kPointwiseHeld = Config::kBN <= 96    ? Config::kBN
+                               : Config::kBN == 128 ? 64
+                                                    : 32;
+
+template <class Config>
+using PointwiseStats = WarpStats<Config::kBN, kPointwiseHeld<Config>>;
+
+// Counts a warp's 16 rows in a staging tile, of which the first `real` are pixels.
+template <class Config>
+__device__ __forceinline__ void count_rows(PointwiseStats<Config>& stats, uint32_t staging, int real,
+                                           const PointwiseShape& g) {
+  constexpr bool kKept = PointwiseStats<Config>::kKept;
+  constexpr int kHeld = kPointwiseHeld<Config>;
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
+  const int chunks = g.linear ? g.columns / 8 : Config::kBN / 8;
+  const uint32_t low = stats_mask(0, real), high = stats_mask(8, real);
+#pragma unroll
+  for (int first = 0; first < Config::kBN; first += kHeld) {
+#pragma unroll
+    for (int j = 0; j < kHeld / 8; j += 2) {
+      const int chunk = first / 8 + j;
+      if (chunk >= chunks) break;
+      const int own = chunk + 1 < chunks ? chunk + lane / 16 : chunk;  // an odd last chunk is counted twice
+      stats.add(j * 8, staging + staged_chunk(row, own, g), low, high);
+    }
+    if constexpr (!kKept) stats.fold(first, static_cast<float>(real));
+  }
+  if constexpr (kKept) {
+    stats.added(real, 16);
+  } else {
+    stats.count += static_cast<float>(real);
+  }
+}
+
 // A consumer warpgroup: multiplies its rows of each tile and hands them to the copy engine.
 template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const PointwiseSmem<Config>& smem,
                                                   const float* bias, const StagedEpilogue<kFused>& fused,
                                                   const PointwiseShape& g) {
+  constexpr bool kCounted = kFused && Config::kStats;  // with statistics, where they are asked for
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be uniform: descriptors need it
   const int group = warp / 4, lane = threadIdx.x % 32;
   const bool leader = threadIdx.x % 128 == 0;  // starts this warpgroup's stores, and the loads of old values
@@ -143,7 +180,11 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
   const bool stores = g.splits == 1 || group == walk.rank;
   bool adds = kDgrad && g.accumulate && stores;
   const CUtensorMap* old = out;
-  if constexpr (kFused) adds = fused.of.residual && stores, old = &fused.residual;
+  if constexpr (kFused) {
+    adds = fused.of.residual && stores, old = &fused.residual;
+  } else if (kDgrad && fused.gated) {
+    adds = stores, old = &fused.x;
+  }
   const auto first_row = [&](int row_tile) { return row_tile * Config::kBM + group * Config::kGroupRows; };
   if (leader) tma_prefetch_map(out);
   if (adds && leader) {
@@ -152,6 +193,9 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
   }
   float acc[Config::kBN / 2] = {};
   PointwiseRing at;
+  PointwiseStats<Config> stats;
+  bool counts = false;
+  if constexpr (kCounted) counts = fused.of.stats.mean != nullptr;
   int turn = 0;  // tiles done; their staging tiles alternate
   for (int row_tile = walk.row_tile; row_tile < g.row_tiles; row_tile += walk.step, ++turn) {
     int previous = 0;
@@ -179,7 +223,18 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
     } else {
       group_sync(group);  // the leader has seen this buffer's last store read it
     }
-    stage_rows<Config, kDgrad, kFused>(acc, staging, first_column, bias, fused, adds, g);
+    if constexpr (kCounted) {
+      if (counts && !fused.of.bias) {  // the sums as they are
+        stage_rows<Config, false, false>(acc, staging, first_column, nullptr, {}, false, g);
+      } else {
+        stage_rows<Config, false, true>(acc, staging, first_column, bias, fused, adds, g);
+      }
+    } else if (!kFused && !adds &&
+               bias == nullptr) {  // a short way through the code: it is fetched as it runs
+      stage_rows<Config, kDgrad, false>(acc, staging, first_column, nullptr, {}, false, g);
+    } else {
+      stage_rows<Config, kDgrad, kFused>(acc, staging, first_column, bias, fused, adds, g);
+    }
     tma_store_fence();
     group_sync(group);  // the tile is written
     if (leader) {
@@ -193,12 +248,23 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
                          first_column, g);
       }
     }
+    if (kCounted && counts) {
+      const int rows = g.rows - first_row(row_tile) - warp % 4 * 16;
+      count_rows<Config>(stats, staging, min(max(rows, 0), 16), g);
+    }
   }
   if (leader) tma_store_wait_read<0>();  // shared memory must outlive the stores that read it
+  if constexpr (kCounted) {
+    const int item = blockIdx.x / g.splits;
+    if (counts) {
+      finish_stats<Config::kGroups * 4>(stats, smem.a(0), fused.of.stats, walk.column_tile,
+                                        item / g.column_tiles * g.splits + walk.rank, g.columns);
+    }
+  }
 }
 
 template <class Config, bool kDgrad, bool kFused>
-__global__ __launch_bounds__(Config::kThreads, 1) void conv2d_pointwise_kernel(
+__global__ __launch_bounds__(Config::kThreads, Config::kBlocks) void conv2d_pointwise_kernel(
     const __grid_constant__ CUtensorMap src,     // fwd: x [N*H*W,c_stride]; dgrad: dy [N*H*W,K]
     const __grid_constant__ CUtensorMap filter,  // w [K,C]
     const __grid_constant__ CUtensorMap out,  // fwd: y [N*H*W,K]; dgrad: dx [N*H*W,C]; linear: in lines of 64

@@ -12,15 +12,16 @@ namespace kiln {
 // What becomes of the filter: see conv2d_pointwise.cuh.
 enum class PointwiseFilter { kResident, kStreamed, kSplit };
 
+// Whether the fused kernel is compiled: two blocks leave it too few registers.
+template <class Config>
+constexpr bool kPointwiseFuses = Config::kBlocks == 1;
+
 struct PointwiseLayout {
   bool fits = false;
   PointwiseShape shape = {};
   int blocks = 0;
   int smem_bytes = 0;
 };
-
-// The most that a block may take of shared memory on compute capability 9.0.
-constexpr int kPointwiseSmemBytes = 227 * 1024;
 
 // How many of the eight addresses of a staging tile's 8x8 matrix share banks, summed over its matrices.
 inline int staging_conflicts(int pitch, int swizzle) {
@@ -41,6 +42,7 @@ PointwiseLayout pointwise_layout(const WgmmaGather& gather) {
   const WgmmaShape& g = gather.shape;
   PointwiseLayout layout;
   PointwiseShape& shape = layout.shape;
+  shape.rows = g.rows;
   shape.columns = g.columns;
   shape.slices = ceil_div(g.src_c, Config::kBK);
   shape.row_tiles = ceil_div(g.rows, Config::kBM);
@@ -58,7 +60,7 @@ PointwiseLayout pointwise_layout(const WgmmaGather& gather) {
     shape.box_shift = Config::kSpan == 64 ? 3 : 2;
     shape.swizzle = Config::kSpan == 64 ? 7 : 3;
   }
-  const int column_blocks = std::clamp(gather.multiprocessors / shape.column_tiles, 1,
+  const int column_blocks = std::clamp(gather.multiprocessors * Config::kBlocks / shape.column_tiles, 1,
                                        shape.row_tiles);  // at work on one column tile
   layout.blocks = shape.column_tiles * shape.splits * (shape.splits > 1 ? shape.row_tiles : column_blocks);
   // A block with one tile needs no second staging tile; with a cluster one warpgroup of a block stores.
@@ -69,7 +71,7 @@ PointwiseLayout pointwise_layout(const WgmmaGather& gather) {
   shape.ring = shape.resident ? shape.slices * Config::kBBytes : 0;
   shape.stage_bytes = Config::kABytes + (shape.resident ? 0 : Config::kBBytes);
   const long long room =
-      kPointwiseSmemBytes - Config::kAlignment - Config::kBarrierBytes - all_staging - 1LL * shape.ring;
+      Config::kSmemBytes - Config::kAlignment - Config::kBarrierBytes - all_staging - 1LL * shape.ring;
   shape.stages = static_cast<int>(std::clamp<long long>(room / shape.stage_bytes, 0, Config::kMaxStages));
   shape.staging = shape.ring + shape.stages * shape.stage_bytes;
   shape.barriers = shape.staging + all_staging;
@@ -87,19 +89,24 @@ PointwiseLayout pointwise_layout(const WgmmaGather& gather) {
 template <class Config, PointwiseFilter kFilter, bool kDgrad>
 double pointwise_cost(const WgmmaGather& gather) {
   const PointwiseLayout layout = pointwise_layout<Config, kFilter>(gather);
-  if (!layout.fits) return std::numeric_limits<double>::infinity();
+  if (!layout.fits || (gather.fused && !kPointwiseFuses<Config>))
+    return std::numeric_limits<double>::infinity();
+  if (gather.stats && !(Config::kStats && layout.blocks <= wgmma_stats_blocks(gather.multiprocessors))) {
+    return std::numeric_limits<double>::infinity();
+  }
   const PointwiseShape& g = layout.shape;
-  const int active = std::min(layout.blocks, gather.multiprocessors);
-  const double waves = g.splits > 1 ? ceil_div(layout.blocks, gather.multiprocessors)
-                                    : ceil_div(g.row_tiles, layout.blocks / g.column_tiles);
+  const int places = gather.multiprocessors * Config::kBlocks, active = std::min(layout.blocks, places);
+  const double waves =
+      g.splits > 1 ? ceil_div(layout.blocks, places) : ceil_div(g.row_tiles, layout.blocks / g.column_tiles);
   const int slices = ceil_div(g.slices, g.splits);
-  const double products = slices * Config::kBK / 16 * 2 * std::max(24, Config::kBN / 2);
+  const double products = slices * Config::kBK / 16 * 2 * std::max(24, Config::kBN / 2) * Config::kBlocks;
+  constexpr double kL2Rate = 38.0 / Config::kBlocks;
   const double source = 2.0 * Config::kBM * gather.shape.src_c / g.splits;
   const double filter = 1.0 * slices * Config::kBBytes;
   const double results = 2.0 * Config::kBM * std::min(g.columns, Config::kBN) / g.splits;
   const double memory =
-      (source / g.column_tiles + results) / std::min(38.0, 13.4 * gather.multiprocessors / active);
-  const double l2 = (source + filter) / 38, later_l2 = g.resident ? source / 38 : l2;
+      (source / g.column_tiles + results) / std::min(kL2Rate, 13.4 * gather.multiprocessors / active);
+  const double l2 = (source + filter) / kL2Rate, later_l2 = g.resident ? source / kL2Rate : l2;
   const double exchange = g.splits > 1 ? 2000 + Config::kGroupRows * Config::kBN * 4 / 64.0 : 0;
   const double stores = (kDgrad ? 300 : 0) + Config::kBN * 4 + exchange;
   const double last = kDgrad ? 0 : Config::kBN * 8;
@@ -164,15 +171,22 @@ Bound pointwise_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
                  "conv2d_pointwise_kernel");
     });
   };
-  if constexpr (!kDgrad) {
+  if constexpr (!kDgrad && kPointwiseFuses<Config>) {
     if (gather.fused) {
+      Conv2dEpilogue epilogue = wgmma_epilogue(gather, buffers);
+      epilogue.stats = wgmma_stats(gather, buffers, layout.blocks / layout.shape.column_tiles);
       const void* seen = buffers.residual ? buffers.residual : buffers.out;  // a map needs an address
-      return bound(
-          StagedEpilogue<true>{.residual = pointwise_out_map<Config>(layout.shape, gather.shape.rows, seen),
-                               .of = wgmma_epilogue(gather, buffers)});
+      return bound(StagedEpilogue<true>{
+          .residual = pointwise_out_map<Config>(layout.shape, gather.shape.rows, seen), .of = epilogue});
     }
   }
-  return bound(StagedEpilogue<false>{});
+  StagedEpilogue<false> plain = {};
+  if (kDgrad && gather.act != ActKind::kNone) {
+    plain = {.x = pointwise_out_map<Config>(layout.shape, gather.shape.rows, buffers.gate),
+             .gated = true,
+             .gate = conv2d_gate(gather.act)};
+  }
+  return bound(plain);
 }
 
 template <class Config, PointwiseFilter kFilter, bool kDgrad>
@@ -180,15 +194,17 @@ WgmmaCandidate pointwise_candidate() {
   std::string name = std::to_string(Config::kBN) + "x" + std::to_string(Config::kBK);
   if (kFilter == PointwiseFilter::kStreamed) name += "_stream";
   if (kFilter == PointwiseFilter::kSplit) name += "_split2";
-  return {name, true, pointwise_cost<Config, kFilter, kDgrad>,
+  if (Config::kBlocks > 1) name += "_b2";
+  return {name, Config::kBlocks == 1, pointwise_cost<Config, kFilter, kDgrad>,
           [] {
             const auto allow = [](auto* kernel) {
               check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              kPointwiseSmemBytes),
+                                              Config::kSmemBytes),
                          "conv2d_pointwise: shared memory");
             };
             allow(conv2d_pointwise_kernel<Config, kDgrad, false>);
-            if constexpr (!kDgrad) allow(conv2d_pointwise_kernel<Config, kDgrad, true>);
+            if constexpr (!kDgrad && kPointwiseFuses<Config>)
+              allow(conv2d_pointwise_kernel<Config, kDgrad, true>);
           },
           pointwise_bind<Config, kFilter, kDgrad>};
 }
@@ -213,6 +229,15 @@ const std::vector<WgmmaCandidate>& pointwise_candidates() {
     add_pointwise_candidates<kDgrad, 128>(&list);
     add_pointwise_candidates<kDgrad, 160>(&list);
     add_pointwise_candidates<kDgrad, 192>(&list);
+    const auto two_blocks = [&]<class Config>(Config) {
+      list.push_back(pointwise_candidate<Config, PointwiseFilter::kResident, kDgrad>());
+    };
+    two_blocks(PointwiseConfig<64, 32, 2>());
+    two_blocks(PointwiseConfig<96, 32, 2>());
+    two_blocks(PointwiseConfig<128, 32, 2>());
+    two_blocks(PointwiseConfig<32, 64, 2>());
+    two_blocks(PointwiseConfig<64, 64, 2>());
+    two_blocks(PointwiseConfig<128, 64, 2>());
     return list;
   }();
   return all;
@@ -222,7 +247,7 @@ const std::vector<WgmmaCandidate>& pointwise_candidates() {
 template <bool kDgrad>
 std::vector<std::string> pointwise_configs(const WgmmaGather& gather) {
   std::vector<std::string> names = wgmma_configs(pointwise_candidates<kDgrad>(), gather);
-  if (names.size() > 6) names.resize(6);
+  if (names.size() > 8) names.resize(8);
   return names;
 }
 

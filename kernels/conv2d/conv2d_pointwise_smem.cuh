@@ -14,22 +14,28 @@
 
 namespace kiln {
 
-template <int kBN_, int kBK_>
+template <int kBN_, int kBK_, int kBlocks_ = 1>
 struct PointwiseConfig {
   static constexpr int kBM = 128, kBN = kBN_, kBK = kBK_;
+  static constexpr int kBlocks = kBlocks_;            // of a multiprocessor
   static constexpr int kGroups = 2, kGroupRows = 64;  // consumer warpgroups, rows of each
   static constexpr int kThreads = kGroups * 128 + 32;
   static constexpr int kSpan = kBN % 64 == 0 ? 64 : 32;  // columns of a box of out and of a dgrad filter
   static constexpr int kABytes = kBM * kBK * 2, kBBytes = kBN * kBK * 2;
   static constexpr int kAlignment = 1024;  // period of the 128-byte swizzle
   static constexpr int kMaxStages = 16;
+  static constexpr bool kStats = kBlocks == 1 && kBN < 192;  // else registers lack for statistics
   static constexpr int kBarrierBytes = (2 * kMaxStages + 2 * kGroups) * 8;
+  // The most that a block may take of shared memory on compute capability 9.0.
+  static constexpr int kSmemBytes = kBlocks == 1 ? 227 * 1024 : 113 * 1024;
+  static_assert(kBlocks == 1 || kBlocks == 2, "shared memory is shared out for one or two blocks");
   static_assert(kBK == 32 || kBK == 64, "a row of a slice is one swizzle span");
   static_assert(kBN % kSpan == 0 && kBN <= 192, "whole boxes; accumulators fit in registers");
   static_assert(kBBytes % kAlignment == 0, "tiles start a swizzle pattern");
 };
 
 struct PointwiseShape {
+  int rows;     // pixels
   int columns;  // output channels
   int slices;   // of kBK source channels
   int row_tiles, column_tiles;
@@ -129,7 +135,7 @@ __device__ __forceinline__ void stage_rows(const float (&acc)[Config::kBN / 2], 
         add = *reinterpret_cast<const float2*>(bias + column);
       }
       const float* v = &acc[4 * chunk + i % 2 * 2];
-      const float2 sum = fused.finish(v[0], v[1], add, column, g.columns);
+      const float2 sum = fused.template finish<kDgrad>(v[0], v[1], add, column, g.columns);
       const __nv_bfloat162 pair = __floats2bfloat162_rn(sum.x, sum.y);
       pairs[i] = *reinterpret_cast<const uint32_t*>(&pair);
     }

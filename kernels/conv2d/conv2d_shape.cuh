@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/conv2d/conv2d.h"
+#include "kernels/conv2d/conv2d_gate.h"
 
 namespace kiln {
 
@@ -12,6 +13,7 @@ struct Conv2dShape {
   int stride_h, stride_w, pad_h, pad_w;
   int c_stride;     // channels from one pixel of x and dx to the next
   bool accumulate;  // dgrad: dx +=
+  Conv2dGate gate;  // dgrad: what stays where x is given
 
   explicit Conv2dShape(const Conv2dProblem& a)
       : n(a.n),
@@ -28,7 +30,8 @@ struct Conv2dShape {
         pad_h(a.pad_h),
         pad_w(a.pad_w),
         c_stride(a.x_channels()),
-        accumulate(a.accumulate) {}
+        accumulate(a.accumulate),
+        gate(conv2d_gate(a.dact)) {}
 };
 
 // What the portable kernels take: tf32 is the tensor cores' alone.

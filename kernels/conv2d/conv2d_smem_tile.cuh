@@ -12,6 +12,7 @@
 
 #include "kernels/common/fast_divisor.cuh"
 #include "kernels/common/vec.cuh"
+#include "kernels/conv2d/conv2d_gate.h"
 
 namespace kiln {
 
@@ -163,6 +164,23 @@ __device__ __forceinline__ void multiply(A& a, B& b, int steps, SmemSlices<Tile>
     }
     __syncthreads();
   }
+}
+
+// v = 0 where x[0..3] has no slope, for those below `valid`.
+template <class T>
+__device__ __forceinline__ void gate4(const T* x, float (&v)[4], int valid, bool vector,
+                                      const Conv2dGate& gate) {
+  Vec<T, 4> at{};
+  if (vector && valid >= 4) {
+    at = Vec<T, 4>::load(x);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (j < valid) at.v[j] = x[j];
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) v[j] = gate.passes(at[j]) ? v[j] : 0.0f;
 }
 
 // out[0..3] = v (+ out) for those below `valid`; one access where `vector`, which needs out aligned to 4

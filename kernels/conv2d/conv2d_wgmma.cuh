@@ -16,7 +16,8 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
-#include "kernels/conv2d/conv2d_epilogue.cuh"
+#include "kernels/conv2d/conv2d_gate.h"
+#include "kernels/conv2d/conv2d_stats_store.cuh"
 
 namespace kiln {
 
@@ -35,6 +36,7 @@ struct WgmmaConfig {
   static constexpr int kBarrierBytes = 2 * kStages * 8;
   static constexpr int kAlignment = 1024;  // period of the 128-byte swizzle
   static constexpr int kSmemBytes = kStages * kStageBytes + kStoreBytes + kBarrierBytes + kAlignment;
+  static constexpr bool kStats = kBN <= 64 && kCluster == 1;  // wider tiles leave no registers for statistics
   // Registers a thread after setmaxnreg: 128 * 40 + 256 * 232 = 64,512 of 65,536.
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(kBM % (kConsumers * 64) == 0 && kBM <= 256, "a warpgroup owns whole m64 products");
@@ -43,6 +45,13 @@ struct WgmmaConfig {
   static_assert(kMTiles * kBN <= 256, "accumulators must fit in registers");
   static_assert(kStageBytes % kAlignment == 0 && kABytes % kAlignment == 0, "tiles start a swizzle pattern");
   static_assert(kSmemBytes <= 227 * 1024, "shared memory of one block");
+};
+
+// dgrad with drelu or drelu6: what decides which results stay.
+struct WgmmaGate {
+  const bf16* x = nullptr;   // [N,H,W,C], null without
+  const bf16* dx = nullptr;  // the tensor that is written, of the same shape
+  Conv2dGate of = {};
 };
 
 struct WgmmaShape {
@@ -54,8 +63,9 @@ struct WgmmaShape {
   int stride_h, stride_w;  // source pixels from one output pixel to the next
   int origin_h, origin_w;  // source position of output pixel (0, 0) under displacement (0, 0)
   int row_tiles, column_tiles;
-  int steps;        // stages a tile: taps x channel slices
-  bool accumulate;  // out +=
+  int steps;            // stages a tile: taps x channel slices
+  bool accumulate;      // out +=
+  WgmmaGate gate = {};  // of dgrad
 };
 
 struct GatheredShape {
@@ -169,21 +179,24 @@ __device__ __forceinline__ void multiply_stage(float (&acc)[Config::kMTiles][Con
 // on) through the warp's own staging tile, so that a thread stores 16 bytes and a row's stores join. A thread
 // moves chunk lane % kChunks of rows lane / kChunks + i * kRowsAtOnce: `global(i)` is its place in global
 // memory, null beyond the edge. fwd adds the bias, dgrad the old values where it accumulates; one rounding
-// either way.
+// either way. With a gate the tile first holds x, and results without a slope become 0.
 template <class Config, bool kDgrad, class Global>
 __device__ __forceinline__ void store_slice_at(const float* acc, unsigned char* staging, int first_column,
                                                const float* __restrict__ bias, int columns, bool accumulate,
-                                               const Global& global) {
+                                               const Global& global, const WgmmaGate& gate = {}) {
   using Tile = SwizzledTile<Config::kColumnSpan>;
   constexpr int kChunks = Config::kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
   const int lane = threadIdx.x % 32;
   const auto staged = [&](int i) {
     return reinterpret_cast<bf16*>(staging + Tile::offset(i * kRowsAtOnce + lane / kChunks, lane % kChunks));
   };
-  if (kDgrad && accumulate) {
+  const bool gated = kDgrad && gate.x != nullptr;
+  if (kDgrad && (accumulate || gated)) {
 #pragma unroll
     for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
-      if (const bf16* from = global(i)) Vec<bf16, 8>::load(from).store(staged(i));
+      if (const bf16* from = global(i)) {
+        Vec<bf16, 8>::load(gated ? gate.x + (from - gate.dx) : from).store(staged(i));
+      }
     }
     __syncwarp();
   }
@@ -196,8 +209,14 @@ __device__ __forceinline__ void store_slice_at(const float* acc, unsigned char* 
     for (int half = 0; half < 2; ++half) {
       auto* pair =
           reinterpret_cast<__nv_bfloat162*>(staging + Tile::offset(lane / 4 + 8 * half, j)) + lane % 4;
-      if (kDgrad && accumulate) add = __bfloat1622float2(*pair);
-      *pair = __floats2bfloat162_rn(acc[4 * j + 2 * half] + add.x, acc[4 * j + 2 * half + 1] + add.y);
+      if (kDgrad && (accumulate || gated)) add = __bfloat1622float2(*pair);
+      float2 sum = make_float2(acc[4 * j + 2 * half], acc[4 * j + 2 * half + 1]);
+      if (gated) {
+        sum = make_float2(gate.of.passes(add.x) ? sum.x : 0.0f, gate.of.passes(add.y) ? sum.y : 0.0f);
+      } else {
+        sum = make_float2(sum.x + add.x, sum.y + add.y);
+      }
+      *pair = __floats2bfloat162_rn(sum.x, sum.y);
     }
   }
   __syncwarp();
@@ -219,7 +238,7 @@ __device__ __forceinline__ void store_slice(const float* acc, unsigned char* sta
     const int row = first_row + i * kRowsAtOnce + lane / kChunks, column = first_column + lane % kChunks * 8;
     return row < g.rows && column < g.columns ? out + static_cast<size_t>(row) * g.columns + column : nullptr;
   };
-  store_slice_at<Config, kDgrad>(acc, staging, first_column, bias, g.columns, g.accumulate, global);
+  store_slice_at<Config, kDgrad>(acc, staging, first_column, bias, g.columns, g.accumulate, global, g.gate);
 }
 
 // Writes a warpgroup's accumulators: kMTiles x 64 rows from `first_row`, kBN columns.
@@ -254,8 +273,10 @@ __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* s
       if (lane < Config::kCluster) mbarrier_arrive_remote(smem.empty(stage), lane);
     }
   };
+  constexpr bool kCounted = kFused && Config::kStats;  // with statistics, where they are asked for
   float acc[Config::kMTiles][Config::kBN / 2] = {};
   RingPosition<Config::kStages> at;
+  TileStats<Config> stats;
   for (TileWalk<Config> tile(g); !tile.done(); tile.next()) {
     int previous = 0;
     for (int step = 0; step < g.steps; ++step) {
@@ -275,13 +296,20 @@ __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* s
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
     release(previous);
-    if constexpr (kFused) {
+    if (kCounted && shape.epilogue.stats.mean) {
+      store_counted_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
+                                 g.columns, out, shape.epilogue, stats);
+    } else if constexpr (kFused) {
       store_fused_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
                                g.columns, out, shape.epilogue);
     } else {
       store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias,
                                  out, g);
     }
+  }
+  if (kCounted && shape.epilogue.stats.mean) {
+    finish_stats<Config::kConsumerWarps>(stats, smem.base, shape.epilogue.stats, blockIdx.x % g.column_tiles,
+                                         blockIdx.x / g.column_tiles, g.columns);
   }
 }
 

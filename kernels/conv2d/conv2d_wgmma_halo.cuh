@@ -4,38 +4,45 @@
 //   out[m, j] = addend + sum_{c,s,r} src[pixel(m) displaced by (r,s), c] * filter(j, r, s, c)
 //
 // A tile's kBM output pixels are whole map rows: kBM / W rows of one image, or whole images. For a filter
-// column s and a slice of 64 channels TMA copies these rows and the R-1 beyond them, displaced by s, once
-// (zeros outside of the map): the halo. In shared memory a pixel is 128 bytes, so the tile of filter row r
-// starts r * W * 128 bytes further on, a whole number of swizzle patterns where W is a multiple of 8. Source
-// traffic falls from R*S copies of the tile to S*(rows+R-1)/rows. Halos and filter tiles have rings of their
-// own; a filter that fits in its ring, with one column tile, is loaded once a block and stays. Warpgroups,
-// stores and determinism as in conv2d_wgmma.cuh; the fused kernel stores as conv2d_epilogue.cuh says.
+// column s and a slice of kBK channels TMA copies these rows and the R-1 beyond them, displaced by s, once
+// (zeros outside of the map): the halo. In shared memory a pixel is 2 * kBK bytes, so the tile of filter
+// row r starts r * W * 2 * kBK bytes further on, a whole number of swizzle patterns where W is a multiple
+// of 8. Source traffic falls from R*S copies of the tile to S*(rows+R-1)/rows. Halos and filter tiles have
+// rings of their own; a filter that fits in its ring, with one column tile, is loaded once a block and stays.
+// Warpgroups, stores and determinism as in conv2d_wgmma.cuh; the fused kernel stores as conv2d_epilogue.cuh
+// says, with kPool as conv2d_pool_epilogue.cuh does.
 #pragma once
 
-#include "kernels/conv2d/conv2d_epilogue.cuh"
+#include "kernels/conv2d/conv2d_pool_epilogue.cuh"
+
+#include "kernels/conv2d/conv2d_stats_store.cuh"
 #include "kernels/conv2d/conv2d_wgmma.cuh"
 
 namespace kiln {
 
-template <int kBM_, int kBN_, int kAStages_, int kBStages_, int kHaloPixels_>
+template <int kBM_, int kBN_, int kAStages_, int kBStages_, int kHaloPixels_, int kBK_ = 64,
+          bool kPool_ = false>
 struct HaloConfig {
-  static constexpr int kBM = kBM_, kBN = kBN_, kBK = 64, kCluster = 1;
+  static constexpr int kBM = kBM_, kBN = kBN_, kBK = kBK_, kCluster = 1;
+  static constexpr bool kPool = kPool_;
   static constexpr int kAStages = kAStages_, kBStages = kBStages_;
   static constexpr int kHaloPixels = kHaloPixels_;  // most pixels of a halo
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kConsumerWarps = kConsumers * 4;
   static constexpr int kMTiles = kBM / (kConsumers * 64);
-  static constexpr int kColumnSpan = 64;
+  static constexpr int kColumnSpan = kBN < 64 ? kBN : 64;
   static constexpr int kAStageBytes = kHaloPixels * kBK * 2, kBStageBytes = kBN * kBK * 2;
   static constexpr int kStoreBytes = kConsumerWarps * 16 * kColumnSpan * 2;
   static constexpr int kBarrierBytes = 2 * (kAStages + kBStages) * 8;
   static constexpr int kAlignment = 1024;
   static constexpr int kSmemBytes =
       kAStages * kAStageBytes + kBStages * kBStageBytes + kStoreBytes + kBarrierBytes + kAlignment;
+  static constexpr bool kStats = kBN <= 64 && !kPool;  // wider tiles leave no registers for statistics
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(kBM % (kConsumers * 64) == 0 && kMTiles * kBN <= 256, "whole m64 products, in registers");
-  static_assert(kBN % 64 == 0 && kHaloPixels % 8 == 0, "tiles start a swizzle pattern");
+  static_assert(kBN % kColumnSpan == 0 && kColumnSpan % 32 == 0, "staged in whole spans");
+  static_assert(kAStageBytes % 1024 == 0 && kBStageBytes % 1024 == 0, "tiles start a swizzle pattern");
   static_assert(kSmemBytes <= 227 * 1024, "shared memory of one block");
 };
 
@@ -43,9 +50,10 @@ struct HaloShape {
   WgmmaShape g;     // origin_h, origin_w: source position of output pixel (0, 0) under displacement (0, 0)
   int tile_h;       // map rows of one image in a tile
   int tile_images;  // images of a tile
-  int halo_bytes;   // tile_images * (tile_h + R - 1) * W * 128
+  int halo_bytes;   // tile_images * (tile_h + R - 1) * W * 2 * kBK
   bool resident;    // the filter stays in its ring
   Conv2dEpilogue epilogue = {};  // of the fused kernel
+  uint8_t* arg = nullptr;        // with kPool: [N,P/2,Q/2,K/4] or null
 };
 
 template <class Config>
@@ -104,14 +112,14 @@ template <class Config, bool kDgrad>
 __device__ __forceinline__ void halo_multiply(float (&acc)[Config::kMTiles][Config::kBN / 2],
                                               const uint32_t (&a_tiles)[Config::kMTiles], uint32_t b_tile,
                                               int add) {
-  const uint64_t b =
-      kDgrad ? mn_major_descriptor<64>(b_tile, Config::kBK * 64 * 2) : k_major_descriptor<64>(b_tile);
+  const uint64_t b = kDgrad ? mn_major_descriptor<64>(b_tile, Config::kBK * 64 * 2)
+                            : k_major_descriptor<Config::kBK>(b_tile);
 #pragma unroll
   for (int k16 = 0; k16 < Config::kBK / 16; ++k16) {
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) {
       Wgmma<Config::kBN, 0, kDgrad>::multiply(
-          acc[i], advance_descriptor(k_major_descriptor<64>(a_tiles[i]), k16 * 32),
+          acc[i], advance_descriptor(k_major_descriptor<Config::kBK>(a_tiles[i]), k16 * 32),
           advance_descriptor(b, k16 * (kDgrad ? 16 * 64 * 2 : 32)), k16 > 0 ? 1 : add);
     }
   }
@@ -124,17 +132,21 @@ __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned cha
   const WgmmaShape& g = shape.g;
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be uniform: descriptors need it
-  const int group_row = warp / 4 * Config::kMTiles * 64, row_bytes = g.out_w * 128;
+  const int group_row = warp / 4 * Config::kMTiles * 64, pixel_bytes = Config::kBK * 2,
+            row_bytes = g.out_w * pixel_bytes;
   uint32_t first_byte[Config::kMTiles];  // of each m64 product's rows in a halo, under filter row 0
 #pragma unroll
   for (int i = 0; i < Config::kMTiles; ++i) {
     const int pixel = group_row + i * 64, image_pixels = shape.tile_h * g.out_w;
-    first_byte[i] = pixel / image_pixels * (shape.tile_h + g.r - 1) * row_bytes + pixel % image_pixels * 128;
+    first_byte[i] =
+        pixel / image_pixels * (shape.tile_h + g.r - 1) * row_bytes + pixel % image_pixels * pixel_bytes;
   }
   const int groups = g.steps / g.r;  // halos of a tile
   float acc[Config::kMTiles][Config::kBN / 2] = {};
   RingPosition<Config::kAStages> a;
   RingPosition<Config::kBStages> b;
+  constexpr bool kCounted = kFused && Config::kStats;
+  TileStats<Config> stats;
   for (TileWalk<Config> tile(g); !tile.done(); tile.next()) {
     if (shape.resident) b = {};  // parity 0: the one fill of each stage
     int last_a = 0, last_b = 0;
@@ -170,13 +182,23 @@ __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned cha
       if (!shape.resident) mbarrier_arrive(smem.b_empty(last_b));
       mbarrier_arrive(smem.a_empty(last_a));
     }
-    if constexpr (kFused) {
+    if constexpr (Config::kPool) {
+      store_pooled_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
+                                g.columns, g.out_w, out, shape.arg, shape.epilogue);
+    } else if (kCounted && shape.epilogue.stats.mean) {
+      store_counted_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
+                                 g.columns, out, shape.epilogue, stats);
+    } else if constexpr (kFused) {
       store_fused_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
                                g.columns, out, shape.epilogue);
     } else {
       store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias,
                                  out, g);
     }
+  }
+  if (kCounted && shape.epilogue.stats.mean) {
+    finish_stats<Config::kConsumerWarps>(stats, smem.base, shape.epilogue.stats, blockIdx.x % g.column_tiles,
+                                         blockIdx.x / g.column_tiles, g.columns);
   }
 }
 

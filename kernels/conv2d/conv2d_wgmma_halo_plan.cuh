@@ -27,7 +27,8 @@ HaloLayout<Config> halo_layout(const WgmmaShape& shape) {
   if (g.out_h % tile_h || Config::kBM % image_pixels || image_pixels % 64) return layout;
   const int tile_images = Config::kBM / image_pixels;
   const int halo_pixels = tile_images * (tile_h + g.r - 1) * g.out_w;
-  layout.fits = halo_pixels <= Config::kHaloPixels && tile_h + g.r - 1 <= 256;
+  layout.fits = halo_pixels <= Config::kHaloPixels && tile_h + g.r - 1 <= 256 &&
+                (!Config::kPool || conv2d_pools_by_64(g.out_h, g.out_w));
   layout.shape = {.g = g,
                   .tile_h = tile_h,
                   .tile_images = tile_images,
@@ -41,6 +42,9 @@ double halo_cost(const WgmmaGather& gather) {
   const HaloLayout<Config> layout = halo_layout<Config>(gather.shape);
   if (!layout.fits) return std::numeric_limits<double>::infinity();
   const WgmmaShape& g = layout.shape.g;
+  if (gather.stats && !(Config::kStats && wgmma_takes_stats(g, gather.multiprocessors))) {
+    return std::numeric_limits<double>::infinity();
+  }
   const double halos = 1.0 * g.steps / g.r * layout.shape.halo_bytes;
   const double filter = layout.shape.resident ? 0 : 1.0 * g.steps * Config::kBStageBytes;
   return wgmma_launch_cost<Config>(g, halos + filter, gather.multiprocessors);
@@ -51,7 +55,10 @@ Bound halo_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const HaloLayout<Config> layout = halo_layout<Config>(gather.shape);
   if (!layout.fits) fail_usage("conv2d wgmma_halo: this tile does not fit the map");
   HaloShape shape = layout.shape;
+  shape.g = with_gate(shape.g, gather, buffers, kDgrad);
   shape.epilogue = wgmma_epilogue(gather, buffers);
+  const unsigned blocks = wgmma_launch_grid<Config>(gather, shape.g);
+  shape.epilogue.stats = wgmma_stats(gather, buffers, blocks / shape.g.column_tiles);
   const Im2colMap& src = gather.src;
   const uint64_t pixel = src.channel_stride, w = src.w, h = src.h;
   const CUtensorMap src_map =
@@ -62,10 +69,10 @@ Bound halo_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
                                          static_cast<uint32_t>(shape.tile_h + shape.g.r - 1),
                                          static_cast<uint32_t>(shape.tile_images)}});
   const CUtensorMap filter_map = wgmma_filter_map<Config, kDgrad>(gather, buffers.filter);
-  auto kernel = conv2d_halo_wgmma_kernel<Config, kDgrad, false>;
+  shape.arg = static_cast<uint8_t*>(buffers.arg);
+  auto kernel = conv2d_halo_wgmma_kernel<Config, kDgrad, Config::kPool>;
   if (!kDgrad && gather.fused) kernel = conv2d_halo_wgmma_kernel<Config, kDgrad, !kDgrad>;
-  return wgmma_bound<Config>(kernel, src_map, filter_map, buffers, shape,
-                             wgmma_grid<Config>(shape.g, gather.multiprocessors));
+  return wgmma_bound<Config>(kernel, src_map, filter_map, buffers, shape, blocks);
 }
 
 template <class Config, bool kDgrad>
@@ -74,7 +81,7 @@ WgmmaCandidate halo_candidate() {
               std::to_string(Config::kBK) + "_s" + std::to_string(Config::kAStages),
           true, halo_cost<Config>,
           [] {
-            for (const auto kernel : {conv2d_halo_wgmma_kernel<Config, kDgrad, false>,
+            for (const auto kernel : {conv2d_halo_wgmma_kernel<Config, kDgrad, Config::kPool>,
                                       conv2d_halo_wgmma_kernel<Config, kDgrad, !kDgrad>}) {
               check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               Config::kSmemBytes),
@@ -113,6 +120,31 @@ std::vector<WgmmaCandidate> halo_candidates(const WgmmaGather& gather) {
   return all;
 }
 
+// With max2: tiles of whole map rows alone; narrow ones for layers of few channels.
+using HaloPoolSlim = HaloConfig<256, 32, 8, 9, 320, 32, true>;
+using HaloPoolNarrow = HaloConfig<256, 64, 3, 9, 320, 64, true>;
+using HaloPoolTall = HaloConfig<256, 128, 3, 5, 320, 64, true>;
+using HaloPoolWide = HaloConfig<128, 256, 3, 4, 192, 64, true>;
+
+inline const std::vector<WgmmaCandidate>& halo_pool_candidates() {
+  static const std::vector<WgmmaCandidate> all = {
+      halo_candidate<HaloPoolSlim, false>(), halo_candidate<HaloPoolNarrow, false>(),
+      halo_candidate<HaloPoolTall, false>(), halo_candidate<HaloPoolWide, false>()};
+  return all;
+}
+
+inline Support halo_pool_supports(const Conv2dProblem& p, const Device& device) {
+  Conv2dProblem unpooled = p;
+  unpooled.pool = unpooled.pool_arg = false;
+  if (const Support gather = wgmma_fused_gather_supports(unpooled, device); !gather) return gather;
+  if (p.residual) return Support::no("with max2 it takes no res");
+  if (p.stride_h != 1 || p.stride_w != 1) return Support::no("stride must be 1");
+  const WgmmaShape& g = wgmma_fwd_gather(p, device).shape;
+  return Support::require(halo_layout<HaloPoolSlim>(g).fits || halo_layout<HaloPoolNarrow>(g).fits ||
+                              halo_layout<HaloPoolTall>(g).fits || halo_layout<HaloPoolWide>(g).fits,
+                          "max2 needs maps of width 8, 16 or 32 whose rows make whole tiles");
+}
+
 // Worth a try: those thought to take at most twice the time of the best.
 template <bool kDgrad>
 std::vector<std::string> halo_configs(const WgmmaGather& gather) {
@@ -128,7 +160,8 @@ inline Support halo_supports(const WgmmaGather& gather) {
   const WgmmaShape& g = gather.shape;
   if (g.stride_h != 1 || g.stride_w != 1) return Support::no("stride must be 1");
   if (g.r * g.s < 2) return Support::no("a filter of one tap shares nothing");
-  return Support::require(halo_serves(g) || std::isfinite(SweepTiles::cost(gather)),
+  if (gather.stats && std::isfinite(halo_cost<HaloNarrow>(gather))) return Support::yes();
+  return Support::require((halo_serves(g) && !gather.stats) || std::isfinite(SweepTiles::cost(gather)),
                           "the pixels of a tile and those that the filter adds must fit in shared memory");
 }
 

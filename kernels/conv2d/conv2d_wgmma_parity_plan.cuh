@@ -16,6 +16,7 @@ inline Support parity_supports(const Conv2dProblem& p, const Device& device) {
   if (p.stride_h == 1 && p.stride_w == 1) return Support::no("a stride of 1 has one class");
   if (p.stride_h * p.stride_w > kMaxParityClasses) return Support::no("strides must make at most 16 classes");
   if (p.x_channels() != p.c) return Support::no("the channel stride must be the channels");
+  if (const Support plain = conv2d_takes_no_gate(p); !plain) return plain;
   return wgmma_gather_supports(p, device);
 }
 

@@ -1,10 +1,11 @@
-// The product of fwd and stride-1 dgrad on Hopper (sm_90a), one output pixel of many images at a time:
+// The product of fwd and dgrad on Hopper (sm_90a), one output pixel of many images at a time:
 //
 //   out[n, pixel, j] (+)= bias[j] + sum_{r,s,i} src[n, pixel displaced by (r,s), i] * filter(j, r, s, i)
 //
 // A tile is kBM images x kBN output channels of one output pixel. All of its rows see the same padding, so
-// the taps that fall on it are left out exactly, and each copy is a plain box of the source. Blocks stay and
-// walk lists of tiles (PixelSchedule in conv2d_wgmma_pixel_tile.cuh). One producer thread fills a ring of
+// the taps that fall on it are left out exactly, and each copy is a plain box of the source; of a strided
+// dgrad they meet the same taps, those of the pixel's parity, and the others are left out too. Blocks stay
+// and walk lists of tiles (PixelSchedule in conv2d_wgmma_pixel_tile.cuh). One producer thread fills a ring of
 // kStages stages with TMA. Two consumer warpgroups either share a tile, half of its images each, or, with
 // kPingPong, have tiles of their own in turns: the stages of a tile belong to one warpgroup, which starts
 // when the other has started its last products and stores under them. Results go through staging tiles of
@@ -30,14 +31,14 @@ __device__ __forceinline__ void pixel_produce(const CUtensorMap* src, const CUte
     const PixelTile t = pixel_tile<Config>(g, walk.tile());
     for (int r = t.r0; r < t.r1; ++r) {
       for (int s = t.s0; s < t.s1; ++s) {
-        const int tap = r * g.s + s;
+        // dgrad gathers dy with the filter turned by 180 degrees. Beyond the last tap the engine finds zeros.
+        const int turned = (t.first_r - r * g.parity_h) * g.s + t.first_s - s * g.parity_w;
+        const int tap = !kDgrad ? r * g.s + s : t.empty ? g.r * g.s : turned;
         for (int c0 = 0; c0 < g.src_c; c0 += Config::kBK) {
           mbarrier_wait(smem.empty(at.stage), at.parity ^ 1);
           mbarrier_arrive_expect(smem.full(at.stage), Config::kStageBytes);
           tma_load_4d(smem.a(at.stage), src, smem.full(at.stage), c0, t.w + s, t.h + r, t.image);
-          // dgrad gathers dy with the filter turned by 180 degrees.
-          load_filter_tile<Config, kDgrad>(filter, smem.b(at.stage), smem.full(at.stage), t.column,
-                                           kDgrad ? g.r * g.s - 1 - tap : tap, c0);
+          load_filter_tile<Config, kDgrad>(filter, smem.b(at.stage), smem.full(at.stage), t.column, tap, c0);
           at.advance();
         }
       }
@@ -100,7 +101,7 @@ __device__ __forceinline__ void stage_pixels(const float* acc, uint32_t staging,
         add = *reinterpret_cast<const float2*>(bias + column);
       }
       const float* v = &acc[4 * chunk + i % 2 * 2];
-      const float2 sum = fused.finish(v[0], v[1], add, column, g.columns);
+      const float2 sum = fused.template finish<kDgrad>(v[0], v[1], add, column, g.columns);
       const __nv_bfloat162 pair = __floats2bfloat162_rn(sum.x, sum.y);
       pairs[i] = *reinterpret_cast<const uint32_t*>(&pair);
     }
@@ -112,13 +113,51 @@ __device__ __forceinline__ void stage_pixels(const float* acc, uint32_t staging,
   }
 }
 
-// Where a warpgroup's addends come from: out for +=, the fused residual, or null.
+// Where a warpgroup's addends come from: out for +=, the fused residual, x of a gate, or null.
 template <bool kDgrad, bool kFused>
 __device__ __forceinline__ const CUtensorMap* pixel_addends(const CUtensorMap* out,
                                                             const StagedEpilogue<kFused>& fused,
                                                             const PixelShape& g) {
-  if constexpr (kFused) return fused.of.residual ? &fused.residual : nullptr;
-  return kDgrad && g.accumulate ? out : nullptr;
+  if constexpr (kFused) {
+    return fused.of.residual ? &fused.residual : nullptr;
+  } else {
+    if (kDgrad && fused.gated) return &fused.x;
+    return kDgrad && g.accumulate ? out : nullptr;
+  }
+}
+
+// The statistics of a warp, and its rows' count from a staging tile: columns from `column` of the tile on.
+template <class Config>
+using PixelStats = WarpStats<Config::kBN, Config::kColumnSpan>;
+
+template <class Config>
+__device__ __forceinline__ void count_pixels(PixelStats<Config>& stats, uint32_t staging, int column,
+                                             int images) {
+  constexpr bool kKept = PixelStats<Config>::kKept;
+  constexpr int kSpan = Config::kColumnSpan;
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16;
+  int counted = 0;
+#pragma unroll
+  for (int span = 0; span < Config::kStoreColumns; span += kSpan) {
+    counted = 0;
+#pragma unroll
+    for (int i = 0; i < Config::kMTiles; ++i) {
+      const int real = min(max(images - row - i * 64, 0), 16), at_row = row + i * 64 + lane % 16;
+      const uint32_t low = stats_mask(0, real), high = stats_mask(8, real);
+      const uint32_t from = staging + span / kSpan * Config::kBoxBytes + at_row * 128;
+#pragma unroll
+      for (int j = 0; j < kSpan / 8; j += 2) {
+        stats.add(j * 8, from + (((j + lane / 16) ^ at_row) & 7) * 16, low, high);
+      }
+      counted += real;
+    }
+    if constexpr (!kKept) stats.fold(column + span, static_cast<float>(counted));
+  }
+  if constexpr (kKept) {
+    stats.added(counted, 16 * Config::kMTiles);
+  } else if (column + Config::kStoreColumns == Config::kBN) {
+    stats.count += static_cast<float>(counted);
+  }
 }
 
 // Stores a warpgroup's rows of tile t, from image `image` on. Where there are addends (`old`) the leader has
@@ -128,7 +167,10 @@ __device__ __forceinline__ void store_pixels(const float (&acc)[Config::kMTiles]
                                              const CUtensorMap* out, PixelSmem<Config> smem, int group,
                                              const PixelTile& t, int image, const float* __restrict__ bias,
                                              const StagedEpilogue<kFused>& fused, const CUtensorMap* old,
-                                             const PixelShape& g, uint32_t& old_parity) {
+                                             const PixelShape& g, uint32_t& old_parity,
+                                             PixelStats<Config>& stats) {
+  bool counts = false;
+  if constexpr (kFused && Config::kStats) counts = fused.of.stats.mean != nullptr;
   const bool leader = threadIdx.x % 128 == 0, adds = old != nullptr;
   const uint32_t staging = smem.staging(group);
   const int row = threadIdx.x / 32 % 4 * 16;
@@ -147,6 +189,13 @@ __device__ __forceinline__ void store_pixels(const float (&acc)[Config::kMTiles]
     }
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) {
+      if constexpr (kFused && Config::kStats) {
+        if (counts && !fused.of.bias) {  // the sums as they are
+          stage_pixels<Config, false, false>(acc[i] + column / 2, staging, row + i * 64, first, nullptr, {},
+                                             false, g);
+          continue;
+        }
+      }
       stage_pixels<Config, kDgrad, kFused>(acc[i] + column / 2, staging, row + i * 64, first, bias, fused,
                                            adds, g);
     }
@@ -157,6 +206,7 @@ __device__ __forceinline__ void store_pixels(const float (&acc)[Config::kMTiles]
                               [&](uint32_t from, int at) { tma_store_4d(out, from, at, t.q, t.p, image); });
       tma_store_commit();
     }
+    if (kFused && Config::kStats && counts) count_pixels<Config>(stats, staging, column, g.images - image);
   }
 }
 
@@ -177,6 +227,7 @@ __device__ __forceinline__ void pixel_consume(const CUtensorMap* out, PixelSmem<
   if (leader) tma_prefetch_map(out);
   float acc[Config::kMTiles][Config::kBN / 2] = {};
   PixelRing<Config::kStages> at;
+  PixelStats<Config> stats;
   uint32_t old_parity = 0, turn_parity = group ^ 1;
   for (PixelWalk walk(schedule); !walk.done(); ++walk.turn) {
     const PixelTile t = pixel_tile<Config>(g, walk.tile());
@@ -213,9 +264,15 @@ __device__ __forceinline__ void pixel_consume(const CUtensorMap* out, PixelSmem<
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
     if (lane == 0) mbarrier_arrive(smem.empty(previous));
     store_pixels<Config, kDgrad, kFused>(acc, out, smem, group, t, t.image + group_row, bias, fused, old, g,
-                                         old_parity);
+                                         old_parity, stats);
   }
   if (leader) tma_store_wait_read<0>();  // shared memory must outlive the stores that read it
+  if constexpr (kFused && Config::kStats) {
+    if (fused.of.stats.mean) {
+      finish_stats<Config::kGroups * 4>(stats, smem.a(0), fused.of.stats, blockIdx.x % g.column_tiles,
+                                        blockIdx.x / g.column_tiles, g.columns);
+    }
+  }
 }
 
 template <class Config, bool kDgrad, bool kFused>

@@ -27,7 +27,9 @@ PixelShape pixel_shape(const WgmmaGather& gather) {
   const PixelSpan h = inner_span(g.out_h, gather.src.h, g.r, g.stride_h, g.origin_h);
   const PixelSpan w = inner_span(g.out_w, gather.src.w, g.s, g.stride_w, g.origin_w);
   const int column_tiles = ceil_div(g.columns, Config::kBN);
-  return {.out_h = g.out_h,
+  const int whole = gather.parity_h * gather.parity_w == 1;  // dgrad's strides: no pixel has all taps
+  return {.images = gather.src.n,
+          .out_h = g.out_h,
           .out_w = g.out_w,
           .src_h = gather.src.h,
           .src_w = gather.src.w,
@@ -39,12 +41,14 @@ PixelShape pixel_shape(const WgmmaGather& gather) {
           .stride_w = g.stride_w,
           .origin_h = g.origin_h,
           .origin_w = g.origin_w,
+          .parity_h = gather.parity_h,
+          .parity_w = gather.parity_w,
           .column_tiles = column_tiles,
-          .inner_h = h.first,
-          .inner_w = w.first,
-          .inner_rows = h.count,
-          .inner_cols = w.count,
-          .inner_tiles = ceil_div(gather.src.n, Config::kBM) * column_tiles * h.count * w.count,
+          .inner_h = whole * h.first,
+          .inner_w = whole * w.first,
+          .inner_rows = whole * h.count,
+          .inner_cols = whole * w.count,
+          .inner_tiles = whole * ceil_div(gather.src.n, Config::kBM) * column_tiles * h.count * w.count,
           .accumulate = g.accumulate};
 }
 
@@ -72,10 +76,14 @@ PixelPlan pixel_plan(const WgmmaGather& gather) {
   PixelPlan plan;
   const PixelShape g = pixel_shape<Config>(gather);
   const long long tiles = 1LL * ceil_div(gather.src.n, Config::kBM) * g.column_tiles * g.out_h * g.out_w;
-  if (tiles > 1 << 20) return plan;
+  const bool strided = gather.parity_h * gather.parity_w > 1;  // neighbours differ: no rounds of equal tiles
+  if (tiles > (strided ? PixelSchedule::kMaxRest : 1 << 20)) return plan;
   const int count = static_cast<int>(tiles);
   plan.fits = true;
   plan.blocks = std::min({count, gather.multiprocessors, PixelSchedule::kMaxBlocks});
+  const int classes = gather.stats ? g.column_tiles : 1;  // with statistics a block keeps to one column tile
+  plan.blocks -= plan.blocks % classes;
+  if (plan.blocks == 0) return PixelPlan();
   int rounds = g.inner_tiles / plan.blocks;
   if (count - rounds * plan.blocks > PixelSchedule::kMaxRest) {
     rounds = ceil_div(count - PixelSchedule::kMaxRest, plan.blocks);
@@ -92,9 +100,12 @@ PixelPlan pixel_plan(const WgmmaGather& gather) {
   std::stable_sort(rest.begin(), rest.end(), [&](int a, int b) { return clocks(a) > clocks(b); });
   std::vector<std::vector<uint16_t>> lists(plan.blocks);
   for (const int tile : rest) {
-    const auto least = std::min_element(load.begin(), load.end());
-    *least += clocks(tile);
-    lists[least - load.begin()].push_back(static_cast<uint16_t>(tile - dealt));
+    int least = tile % classes;
+    for (int block = least; block < plan.blocks; block += classes) {
+      if (load[block] < load[least]) least = block;
+    }
+    load[least] += clocks(tile);
+    lists[least].push_back(static_cast<uint16_t>(tile - dealt));
   }
   plan.clocks = *std::max_element(load.begin(), load.end());
   plan.schedule.rounds = rounds;
@@ -110,16 +121,22 @@ PixelPlan pixel_plan(const WgmmaGather& gather) {
 template <class Config>
 constexpr bool kPixelFuses = Config::kMTiles* Config::kBN <= 256;
 
+// Clocks of a launch whose busiest block has `clocks`: those, or the memory's at so many bytes a clock, which
+// in part go on at the same time; and the first and the last tile.
+inline double pixel_launch_clocks(const WgmmaGather& gather, double clocks) {
+  const WgmmaShape& g = gather.shape;
+  const double elements =
+      1.0 * gather.src.n * gather.src.h * gather.src.w * g.src_c + 1.0 * g.rows * g.columns;
+  return std::max(clocks, 2 * elements / 1700) + 0.05 * clocks + 1500;
+}
+
 // Tiles half empty of images are left to other kernels.
 template <class Config>
 double pixel_cost(const WgmmaGather& gather) {
   const PixelPlan plan = pixel_plan<Config>(gather);
-  if (!plan.fits || (gather.fused && !kPixelFuses<Config>)) return std::numeric_limits<double>::infinity();
-  const WgmmaShape& g = gather.shape;
-  const double elements =
-      1.0 * gather.src.n * gather.src.h * gather.src.w * g.src_c + 1.0 * g.rows * g.columns;
-  return std::max(plan.clocks, 2 * elements / 1700) +
-         1500;  // the memory's bytes a clock; first and last tile
+  const bool lacks = (gather.fused && !kPixelFuses<Config>) || (gather.stats && !Config::kStats);
+  if (!plan.fits || lacks) return std::numeric_limits<double>::infinity();
+  return pixel_launch_clocks(gather, plan.clocks);
 }
 
 template <class Config, bool kDgrad>
@@ -153,12 +170,17 @@ Bound pixel_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   };
   if constexpr (!kDgrad && kPixelFuses<Config>) {
     if (gather.fused) {  // a map needs an address
-      return bound(
-          StagedEpilogue<true>{.residual = out_map(buffers.residual ? buffers.residual : buffers.out),
-                               .of = wgmma_epilogue(gather, buffers)});
+      Conv2dEpilogue epilogue = wgmma_epilogue(gather, buffers);
+      epilogue.stats = wgmma_stats(gather, buffers, plan.blocks / shape.column_tiles);
+      return bound(StagedEpilogue<true>{
+          .residual = out_map(buffers.residual ? buffers.residual : buffers.out), .of = epilogue});
     }
   }
-  return bound(StagedEpilogue<false>{});
+  StagedEpilogue<false> plain = {};
+  if (kDgrad && gather.act != ActKind::kNone) {
+    plain = {.x = out_map(buffers.gate), .gated = true, .gate = conv2d_gate(gather.act)};
+  }
+  return bound(plain);
 }
 
 // Named "128x256x64_s4", with tiles of one warpgroup in turns "128x128x64_s6_pp".
@@ -215,7 +237,8 @@ inline bool pixel_preferred(const WgmmaGather& gather) {
           {other, halo_cost<HaloNarrow>(gather), halo_cost<HaloTall>(gather), halo_cost<HaloWide>(gather)});
     }
   }
-  return PixelTiles::cost(gather) < other;
+  constexpr double kLists = 750;  // clocks that the lists of tiles cost at the start
+  return PixelTiles::cost(gather) + kLists < pixel_launch_clocks(gather, other);
 }
 
 }  // namespace kiln

@@ -20,6 +20,8 @@ struct PixelConfig {
   static constexpr int kCluster = 1, kColumnSpan = 64;  // columns of a box of out and of a dgrad filter
   static constexpr int kGroups = 2,
                        kThreads = (kGroups + 1) * 128;  // consumer warpgroups; and the producer's
+  // With tiles in turns statistics are taken under the other's products; else registers lack for them.
+  static constexpr bool kStats = kPingPong && kBM == 128 && kBN == 128;
   static constexpr int kGroupRows = kPingPong ? kBM : kBM / kGroups;
   static constexpr int kMTiles = kGroupRows / 64;     // m64 products of a warpgroup
   static constexpr int kReaders = kPingPong ? 4 : 8;  // warps that read a stage
@@ -51,11 +53,12 @@ struct PixelConfig {
 };
 
 struct PixelShape {
-  int out_h, out_w, src_h, src_w;
+  int images, out_h, out_w, src_h, src_w;
   int src_c, columns;      // gathered channels, output channels
   int r, s;                // filter
   int stride_h, stride_w;  // source pixels from one output pixel to the next
   int origin_h, origin_w;  // source position of output pixel (0, 0) under tap (0, 0)
+  int parity_h, parity_w;  // strides of dgrad's convolution: a pixel meets every so many-th tap
   int column_tiles;
   // Pixels that all taps serve, a rectangle. Their tiles are the first: column tiles fastest, then pixels,
   // then images. After them those of the other pixels in the same order.
@@ -91,12 +94,26 @@ struct PixelSmem {
 };
 
 // A tile: where it lies in out, and the taps [r0, r1) x [s0, s1) that meet the map; where none does, one,
-// which reads zeros.
+// which reads zeros. Behind dgrad's strides taps are those of the pixel's parity, by number.
 struct PixelTile {
   int image, p, q, column;  // image and column: the first
   int h, w;                 // source position under tap (0, 0)
   int r0, r1, s0, s1;
+  int first_r, first_s;  // dgrad: place in the filter of tap (0, 0); later taps lie before it
+  bool empty;            // no tap meets the map
   KILN_HOST_DEVICE int taps() const { return (r1 - r0) * (s1 - s0); }
+};
+
+// One axis of dgrad for the pixels of a parity: taps that they meet, the place of the first in the filter,
+// and its source position.
+struct PixelParity {
+  int taps, first, source;
+  KILN_HOST_DEVICE PixelParity(int pixel, int origin, int stride, int filter) {
+    const int padded = pixel + origin + filter - 1, remainder = padded % stride;
+    taps = remainder < filter ? (filter - remainder - 1) / stride + 1 : 0;
+    first = remainder + (taps - 1) * stride;
+    source = taps > 0 ? padded / stride - (taps - 1) : -1;
+  }
 };
 
 template <class Config>
@@ -127,9 +144,18 @@ KILN_HOST_DEVICE inline PixelTile pixel_tile(const PixelShape& g, int tile) {
   }
   t.h = t.p * g.stride_h + g.origin_h;
   t.w = t.q * g.stride_w + g.origin_w;
-  t.r0 = max(0, -t.h), t.r1 = min(g.r, g.src_h - t.h);
-  t.s0 = max(0, -t.w), t.s1 = min(g.s, g.src_w - t.w);
-  if (t.r0 >= t.r1 || t.s0 >= t.s1) t.r0 = t.s0 = 0, t.r1 = t.s1 = 1;
+  t.first_r = g.r - 1;
+  t.first_s = g.s - 1;
+  int taps_h = g.r, taps_w = g.s;
+  if (g.parity_h * g.parity_w > 1) {
+    const PixelParity rows(t.p, g.origin_h, g.parity_h, g.r), cols(t.q, g.origin_w, g.parity_w, g.s);
+    t.h = rows.source, taps_h = rows.taps, t.first_r = rows.first;
+    t.w = cols.source, taps_w = cols.taps, t.first_s = cols.first;
+  }
+  t.r0 = max(0, -t.h), t.r1 = min(taps_h, g.src_h - t.h);
+  t.s0 = max(0, -t.w), t.s1 = min(taps_w, g.src_w - t.w);
+  t.empty = t.r0 >= t.r1 || t.s0 >= t.s1;
+  if (t.empty) t.r0 = t.s0 = 0, t.r1 = t.s1 = 1;
   return t;
 }
 

@@ -14,7 +14,7 @@
 // Deterministic: one thread sums an output, in a fixed order.
 #pragma once
 
-#include "kernels/conv2d/conv2d_epilogue.cuh"
+#include "kernels/conv2d/conv2d_stats_store.cuh"
 #include "kernels/conv2d/conv2d_wgmma.cuh"
 
 namespace kiln {
@@ -187,6 +187,14 @@ __device__ __forceinline__ void sweep_multiply(float (&acc)[Config::kMTiles][Con
   }
 }
 
+// The output pixel of a row of the sweep, -1 where it lies on padding.
+__device__ __forceinline__ int sweep_pixel(const SweepShape& shape, int row) {
+  const WgmmaShape& g = shape.g;
+  const int image = row / shape.image_pixels, in_image = row % shape.image_pixels;
+  const int h = in_image / shape.pitch, w = in_image % shape.pitch;
+  return row < g.rows && h < g.out_h && w < g.out_w ? (image * g.out_h + h) * g.out_w + w : -1;
+}
+
 // Writes a warpgroup's accumulators: kMTiles x 64 rows of the sweep from `first_row`, kBN columns. Lane l of
 // a warp finds the output pixel of its row l % 16, -1 where the row lies on padding.
 template <class Config, bool kDgrad, bool kFused>
@@ -200,11 +208,7 @@ __device__ __forceinline__ void sweep_store(const float (&acc)[Config::kMTiles][
   unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
 #pragma unroll
   for (int i = 0; i < Config::kMTiles; ++i) {
-    const int row = first_row + i * 64 + warp % 4 * 16 + lane % 16;
-    const int image = row / shape.image_pixels, in_image = row % shape.image_pixels;
-    const int h = in_image / shape.pitch, w = in_image % shape.pitch;
-    const bool real = row < g.rows && h < g.out_h && w < g.out_w;
-    const int pixel = real ? (image * g.out_h + h) * g.out_w + w : -1;
+    const int pixel = sweep_pixel(shape, first_row + i * 64 + warp % 4 * 16 + lane % 16);
 #pragma unroll
     for (int column = 0; column < Config::kBN; column += Config::kColumnSpan) {
       const int first = first_column + column, chunk = first + lane % kChunks * 8;
@@ -218,9 +222,47 @@ __device__ __forceinline__ void sweep_store(const float (&acc)[Config::kMTiles][
                                                shape.epilogue, global);
       } else {
         store_slice_at<Config, kDgrad>(acc[i] + column / 2, staging, first, bias, g.columns, g.accumulate,
-                                       global);
+                                       global, g.gate);
       }
     }
+  }
+}
+
+// The same with statistics. Rows on padding are not zeros: they are not counted.
+template <class Config>
+__device__ __forceinline__ void sweep_store_counted(const float (&acc)[Config::kMTiles][Config::kBN / 2],
+                                                    unsigned char* store, int warp, int first_row,
+                                                    int first_column, bf16* __restrict__ out,
+                                                    const SweepShape& shape, TileStats<Config>& stats) {
+  constexpr bool kKept = TileStats<Config>::kKept;
+  constexpr int kSpan = Config::kColumnSpan, kChunks = kSpan / 8, kRowsAtOnce = 32 / kChunks;
+  const int lane = threadIdx.x % 32, columns = shape.g.columns;
+  int pixel[Config::kMTiles], counted = 0;
+  unsigned pixels[Config::kMTiles];
+#pragma unroll
+  for (int i = 0; i < Config::kMTiles; ++i) {
+    pixel[i] = sweep_pixel(shape, first_row + i * 64 + warp % 4 * 16 + lane % 16);
+    pixels[i] = __ballot_sync(0xffffffffu, pixel[i] >= 0) & 0xffff;
+    counted += __popc(pixels[i]);
+  }
+#pragma unroll
+  for (int span = 0; span < Config::kBN; span += kSpan) {
+    const int chunk = first_column + span + lane % kChunks * 8;
+#pragma unroll
+    for (int i = 0; i < Config::kMTiles; ++i) {
+      const auto global = [&](int turn) -> bf16* {  // all lanes call it together
+        const int at = __shfl_sync(0xffffffffu, pixel[i], turn * kRowsAtOnce + lane / kChunks);
+        return at >= 0 && chunk < columns ? out + static_cast<size_t>(at) * columns + chunk : nullptr;
+      };
+      store_counted_slice<kSpan>(acc[i] + span / 2, store + warp * 16 * kSpan * 2, first_column + span,
+                                 columns, shape.epilogue, pixels[i], stats, kKept ? span : 0, global);
+    }
+    if constexpr (!kKept) stats.fold(span, static_cast<float>(counted));
+  }
+  if constexpr (kKept) {
+    stats.added(counted, 16 * Config::kMTiles);
+  } else {
+    stats.count += static_cast<float>(counted);
   }
 }
 
@@ -238,6 +280,7 @@ __device__ __forceinline__ void sweep_consume(SweepSmem<Config> smem, unsigned c
   SweepRing a = {shape.a_stages}, b = {shape.b_stages};
   a.advance(team * copies);
   bool wait_filter = true;
+  TileStats<Config> stats;
   uint32_t phases = 0;  // bit i: parity of this team's next phase of source stage i
   for (SweepWalk<Config> tile(g, team, Config::kTeams); !tile.done(); tile.next()) {
     if (shape.resident) b.stage = 0, b.parity = 0;  // the one fill of each stage
@@ -274,8 +317,17 @@ __device__ __forceinline__ void sweep_consume(SweepSmem<Config> smem, unsigned c
     }
     a.advance((Config::kTeams - 1) * copies);  // the other warpgroup's tile
     wait_filter = !shape.resident;
-    sweep_store<Config, kDgrad, kFused>(acc, store, warp, tile.first_row() + group_row, tile.column, bias,
-                                        out, shape);
+    if (kFused && shape.epilogue.stats.mean) {
+      sweep_store_counted<Config>(acc, store, warp, tile.first_row() + group_row, tile.column, out, shape,
+                                  stats);
+    } else {
+      sweep_store<Config, kDgrad, kFused>(acc, store, warp, tile.first_row() + group_row, tile.column, bias,
+                                          out, shape);
+    }
+  }
+  if (kFused && shape.epilogue.stats.mean) {
+    finish_stats<Config::kConsumerWarps>(stats, smem.store(), shape.epilogue.stats,
+                                         blockIdx.x % g.column_tiles, blockIdx.x / g.column_tiles, g.columns);
   }
 }
 

@@ -73,6 +73,9 @@ double sweep_cost(const WgmmaGather& gather) {
   if (!layout.fits) return std::numeric_limits<double>::infinity();
   const SweepShape& shape = layout.shape;
   const WgmmaShape& g = shape.g;
+  if (gather.stats && !wgmma_takes_stats(g, gather.multiprocessors)) {
+    return std::numeric_limits<double>::infinity();
+  }
   constexpr double kProduct = Config::kBN >= 128 ? 80 : Config::kBN >= 64 ? 42 : 26;  // m64, 16 channels
   const double products = Config::kBM / 64 * ceil_div(g.src_c, 16) * g.r * g.s * kProduct;
   const double copies = 1.0 * shape.copies * ceil_div(g.src_c, Config::kBK);
@@ -91,6 +94,7 @@ Bound sweep_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const SweepLayout layout = sweep_layout<Config, kCopies>(gather);
   if (!layout.fits) fail_usage("conv2d wgmma_halo: this tile does not fit the map");
   SweepShape shape = layout.shape;
+  shape.g = with_gate(shape.g, gather, buffers, kDgrad);
   shape.epilogue = wgmma_epilogue(gather, buffers);
   Im2colMap im2col = gather.src;  // walks each padded map from its first zero to the last pixel
   im2col.base = buffers.src;
@@ -99,7 +103,9 @@ Bound sweep_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   im2col.upper_w = im2col.upper_h = 0;
   im2col.channels = Config::kBK;
   im2col.pixels = shape.load_pixels;
-  const unsigned blocks = shape.g.column_tiles * sweep_blocks(shape.g, gather.multiprocessors);
+  const int slots = sweep_blocks(shape.g, gather.multiprocessors);
+  const unsigned blocks = shape.g.column_tiles * slots;
+  shape.epilogue.stats = wgmma_stats(gather, buffers, slots);
   auto kernel = conv2d_sweep_wgmma_kernel<Config, kDgrad, false>;
   if (!kDgrad && gather.fused) kernel = conv2d_sweep_wgmma_kernel<Config, kDgrad, !kDgrad>;
   return wgmma_bound<Config>(kernel, make_im2col_map(im2col),

@@ -151,6 +151,7 @@ __global__ __launch_bounds__(kFewThreads, Config::kBlocks) void conv2d_wgrad_few
     float* __restrict__ partial,        // [splits,K,R,S,C]
     float* __restrict__ partial_dbias,  // [splits,K] or null
     const __grid_constant__ FewShape g) {
+  allow_next_launch();
   extern __shared__ __align__(128) unsigned char smem[];
   auto* table = reinterpret_cast<int*>(smem);
   unsigned char* padded = reinterpret_cast<unsigned char*>(table + (g.pixels + 15) / 16 * 16);
@@ -159,7 +160,6 @@ __global__ __launch_bounds__(kFewThreads, Config::kBlocks) void conv2d_wgrad_few
   const int k_slices = (g.k + Config::kChannels - 1) / Config::kChannels;
   const int first_k = blockIdx.x % k_slices * Config::kChannels;
   const int first_column = blockIdx.x / k_slices * Config::kColumns;
-
   const int lane_k = first_k + lane / 4 * 2 * Config::kMT;
   const bf16* dy_lane = dy + lane_k;
   // The tile's pixels as this lane has to load them: none, where its channels do not exist.
@@ -256,7 +256,7 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device, i
             static_cast<const bf16*>(a.dy), static_cast<const bf16*>(a.x), partial, partial_dbias, g);
         check_launch("conv2d_wgrad_few_channels_kernel");
         if (splits == 1) return;
-        sum_splits(partial, splits, outputs, dw, stream);
+        sum_splits(partial, splits, outputs, dw, stream, true);
         if (dbias) sum_splits(partial_dbias, splits, g.k, dbias, stream);
       });
 }
@@ -286,9 +286,7 @@ extern const Impl<Conv2dWgrad> conv2d_wgrad_few_channels = {
     .plan =
         [](const Conv2dProblem& p, const Device& device, std::string_view config) {
           const int rows = few_config_rows(config);
-          if (!fits(p, device, std::max(rows, 1))) {
-            fail_usage("conv2d: these rows do not fit into shared memory");
-          }
+          if (!fits(p, device, std::max(rows, 1))) fail_usage("these rows do not fit into shared memory");
           return with_config(p, [&]<class Config>(Config) { return plan_for<Config>(p, device, rows); });
         },
     .configs =

@@ -11,40 +11,20 @@
 // a plain box. A block sums one kBM x kBN tile over one part of its steps: lane i of the producer warp starts
 // the copy of box i of each stage, consumer warpgroups are laid out kGroupsM x kGroupsN over the tile,
 // kMTiles x 64 by kN each. Two blocks of a cluster may share a part: each sums half of its steps, then they
-// exchange halves of their sums, so that half as many sums go through memory. The engine's zeros beyond the
-// last image stand for missing pixels. Deterministic.
+// exchange halves of their sums, so that half as many sums go through memory. With even shares a block has
+// parts of several tiles, one after the other; the ring does not stop between them. The engine's zeros beyond
+// the last image stand for missing pixels. Deterministic.
 #pragma once
 
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "kernels/conv2d/conv2d_split_sum.cuh"
+#include "kernels/conv2d/conv2d_wgrad_wgmma_layout.h"
 #include "kernels/conv2d/conv2d_wgrad_wgmma_work.cuh"
 
 namespace kiln {
-
-template <int kGroupsM_, int kGroupsN_, int kMTiles_, int kN_, int kSpan_, int kBK_, int kStages_>
-struct WgradWgmmaConfig {
-  static constexpr int kGroupsM = kGroupsM_, kGroupsN = kGroupsN_, kMTiles = kMTiles_, kN = kN_;
-  static constexpr int kSpan = kSpan_, kBK = kBK_, kStages = kStages_;
-  static constexpr int kGroups = kGroupsM * kGroupsN;  // consumer warpgroups
-  static constexpr int kThreads = (kGroups + 1) * 128;
-  static constexpr int kBM = kGroupsM * kMTiles * 64, kBN = kGroupsN * kN;
-  static constexpr int kABoxes = kBM / 64, kBBoxes = kBN / kSpan;
-  static constexpr int kABoxBytes = kBK * 64 * 2, kBBoxBytes = kBK * kSpan * 2;
-  static constexpr int kABytes = kABoxes * kABoxBytes;
-  static constexpr int kStageBytes = kABytes + kBBoxes * kBBoxBytes;
-  static constexpr int kAlignment = 1024;  // period of the 128-byte swizzle
-  static constexpr int kSmemBytes = kStages * kStageBytes + 2 * kStages * 8 + kAlignment;
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = kGroups == 2 ? 232 : 152;
-  static_assert(kGroups == 2 || kGroups == 3, "registers are shared out for two or three consumers");
-  static_assert(128 * kProducerRegisters + 128 * kGroups * kConsumerRegisters <= 65536, "register file");
-  static_assert(kABoxes + kBBoxes <= 32, "a box a lane");
-  static_assert(kN % kSpan == 0 && kBK % 16 == 0, "whole boxes, whole k16 steps");
-  static_assert(kBBoxBytes % kAlignment == 0 && kABoxBytes % kAlignment == 0,
-                "boxes start a swizzle pattern");
-  static_assert(kSmemBytes <= 227 * 1024, "shared memory of one block");
-};
 
 template <class Config>
 struct WgradWgmmaSmem {
@@ -57,13 +37,13 @@ struct WgradWgmmaSmem {
   __device__ __forceinline__ uint32_t empty(int stage) const { return full(Config::kStages + stage); }
 };
 
-// The producer warp: a box a lane, those beyond the last output channel or column are left out (their
-// products are not stored). Every lane waits for the stage; lane 0 announces all of its bytes, which may come
-// before or after bytes have arrived: the phase cannot end before lane 0's arrival.
+// The producer warp's copies of one part: a box a lane, those beyond the last output channel or column are
+// left out (their products are not stored). Every lane waits for the stage; lane 0 announces all of its
+// bytes, which may come before or after bytes have arrived: the phase cannot end before lane 0's arrival.
 template <class Config>
 __device__ __forceinline__ void wgrad_produce(const CUtensorMap* dy, const CUtensorMap* x,
                                               WgradWgmmaSmem<Config> smem, const WgradWork& work,
-                                              const WgradWgmmaShape& g) {
+                                              RingPosition<Config::kStages>& at, const WgradWgmmaShape& g) {
   const int lane = threadIdx.x % 32, b_box = lane - Config::kABoxes;
   const int a_boxes = min(Config::kABoxes, (g.k - work.first_k + 63) / 64);
   const int b_boxes = min(Config::kBBoxes, g.column_boxes - work.first_box);
@@ -74,7 +54,6 @@ __device__ __forceinline__ void wgrad_produce(const CUtensorMap* dy, const CUten
   const int width = max(window.q, 1), height = max(window.p, 1);
   int q = work.first_step % width, p = work.first_step / width % height;
   int block = work.first_step / width / height;
-  RingPosition<Config::kStages> at;
   for (int step = 0; step < work.steps; ++step, at.advance()) {
     const int out_q = window.first_q + q, out_p = window.first_p + p, row = block * Config::kBK;
     mbarrier_wait(smem.empty(at.stage), at.parity ^ 1);
@@ -177,15 +156,14 @@ __device__ __forceinline__ void wgrad_store(const float (&acc)[Config::kMTiles][
   }
 }
 
-// A consumer warpgroup: multiplies its part of every stage, then stores its sums.
+// A consumer warpgroup: multiplies its share of every stage of one part, then stores its sums.
 template <class Config>
 __device__ __forceinline__ void wgrad_consume(WgradWgmmaSmem<Config> smem, const WgradWork& work, float* out,
-                                              const WgradWgmmaShape& g) {
+                                              RingPosition<Config::kStages>& at, const WgradWgmmaShape& g) {
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0), lane = threadIdx.x % 32;
   const int group_m = group / Config::kGroupsN, group_n = group % Config::kGroupsN;
   constexpr int kGroupBoxes = Config::kN / Config::kSpan;
   float acc[Config::kMTiles][Config::kN / 2] = {};
-  RingPosition<Config::kStages> at;
   int previous = 0;
   for (int step = 0; step < work.steps; ++step) {
     mbarrier_wait(smem.full(at.stage), at.parity);
@@ -214,6 +192,7 @@ __device__ __forceinline__ void wgrad_consume(WgradWgmmaSmem<Config> smem, const
   wgmma_wait<0>();
 #pragma unroll
   for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
+  if (work.steps > 0 && lane == 0) mbarrier_arrive(smem.empty(previous));
   if (g.pair > 1) wgrad_exchange<Config>(acc, smem.base, work.rank);
   wgrad_store<Config>(acc, work.first_k + group_m * Config::kMTiles * 64,
                       work.first_box + group_n * kGroupBoxes, work.rank, out, g);
@@ -237,10 +216,16 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_wgmma_kernel
     fence_barrier_init();
   }
   __syncthreads();  // barriers are initialised
-  const WgradWork work = wgrad_work<Config>(g);
+  allow_next_launch();
+  WgradWork work = wgrad_work<Config>(g);
   if (threadIdx.x / 128 == Config::kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Config::kProducerRegisters));
-    if (threadIdx.x / 32 == Config::kGroups * 4) wgrad_produce<Config>(&dy, &x, smem, work, g);
+    if (threadIdx.x / 32 == Config::kGroups * 4) {
+      RingPosition<Config::kStages> at;
+      do {
+        wgrad_produce<Config>(&dy, &x, smem, work, at, g);
+      } while (wgrad_next<Config>(work, g));
+    }
     __syncwarp();
     if (g.pair > 1) {  // the exchange takes all threads of both blocks
       cluster_sync();
@@ -248,8 +233,11 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_wgmma_kernel
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Config::kConsumerRegisters));
-    float* out = work.window.parts == 1 ? dw : partial + static_cast<size_t>(work.part) * g.k * g.columns;
-    wgrad_consume<Config>(smem, work, out, g);
+    RingPosition<Config::kStages> at;
+    do {
+      float* out = work.window.parts == 1 ? dw : partial + static_cast<size_t>(work.part) * g.k * g.columns;
+      wgrad_consume<Config>(smem, work, out, at, g);
+    } while (wgrad_next<Config>(work, g));
   }
 }
 

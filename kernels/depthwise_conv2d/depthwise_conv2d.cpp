@@ -14,6 +14,13 @@ std::string DepthwiseConv2dProblem::str() const {
   return out.flag("bias", bias).str();
 }
 
+std::vector<DepthwiseConv2dProblem> DepthwiseConv2dProblem::plainer() const {
+  if (!bias) return {};
+  DepthwiseConv2dProblem plain = *this;
+  plain.bias = false;
+  return {plain};
+}
+
 DepthwiseConv2dProblem DepthwiseConv2dProblem::parse(std::string_view text, DType dtype) {
   const ProblemReader in("depthwise_conv2d", text, {"n", "h", "w", "c", "r", "st", "p"}, {"bias"});
   DepthwiseConv2dProblem p;

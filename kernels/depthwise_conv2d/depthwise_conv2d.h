@@ -29,6 +29,8 @@ struct DepthwiseConv2dProblem {
   int p() const { return (h + 2 * pad_h - r) / stride_h + 1; }
   int q() const { return (w + 2 * pad_w - s) / stride_w + 1; }
   double macs() const { return 1.0 * n * p() * q() * c * r * s; }
+  // The same problem without bias: whose tuned choices may serve this one.
+  std::vector<DepthwiseConv2dProblem> plainer() const;
 
   // "n512_h32_w32_c96_r3[_st2][_p0][_bias]"; w defaults to h, st to 1, p to r/2.
   std::string str() const;

@@ -167,13 +167,13 @@ template <class T, int kR, int kShift>
 Plan<DepthwiseConv2dDgrad::Args> plan_cells(const DepthwiseConv2dProblem& p, const TmaRowsPlan& plan,
                                             const Pixels& pixels) {
   const auto kernel = depthwise_conv2d_dgrad_tma_rows_kernel<T, kR, kShift>;
-  allow_rows_shared_memory(kernel);
+  allow_shared_memory(kernel);
   using Args = DepthwiseConv2dDgrad::Args;
   return Plan<Args>(0, [=](const Args& a, void*) {
     require_aligned_args(&a, sizeof a);
     const TmaRowsShape& g = plan.shape;
     const CUtensorMap source =
-        make_rows_map<T>(a.dy, {p.n, p.p(), p.q(), p.c}, {g.images, g.stage_rows, g.box_w, g.channels});
+        make_box_map<T>(a.dy, {p.n, p.p(), p.q(), p.c}, {g.images, g.stage_rows, g.box_w, g.channels});
     return Bound([=](Stream stream) {
       kernel<<<rows_dim(plan.grid), rows_dim(plan.block), plan.smem_bytes, cuda_stream(stream)>>>(
           source, static_cast<const T*>(a.w), static_cast<T*>(a.dx), plan.shape, pixels);

@@ -153,7 +153,7 @@ Plan<DepthwiseConv2dDgrad::Args> plan_cells(const DepthwiseConv2dProblem& p, con
     require_aligned_args(&a, sizeof a);
     const TmaTileShape& g = plan.shape;
     const CUtensorMap source =
-        make_tile_map<T>(a.dy, {p.n, p.p(), p.q(), p.c, g.images, g.box_h, g.box_w, g.channels});
+        make_box_map<T>(a.dy, {p.n, p.p(), p.q(), p.c}, {g.images, g.box_h, g.box_w, g.channels});
     return Bound([=](Stream stream) {
       kernel<<<plan.grid, kTmaTileThreads, plan.smem_bytes, cuda_stream(stream)>>>(
           source, static_cast<const T*>(a.w), static_cast<T*>(a.dx), plan.shape, pixels);

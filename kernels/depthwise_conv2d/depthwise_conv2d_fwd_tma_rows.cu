@@ -151,13 +151,13 @@ template <class T, int kR, int kStride>
 Plan<DepthwiseConv2dFwd::Args> plan_filter(const DepthwiseConv2dProblem& p, bool turned,
                                            const TmaRowsPlan& plan) {
   const auto kernel = depthwise_conv2d_fwd_tma_rows_kernel<T, kR, kStride>;
-  allow_rows_shared_memory(kernel);
+  allow_shared_memory(kernel);
   using Args = DepthwiseConv2dFwd::Args;
   return Plan<Args>(0, [=](const Args& a, void*) {
     require_aligned_args(&a, sizeof a);
     const TmaRowsShape& g = plan.shape;
     const CUtensorMap source =
-        make_rows_map<T>(a.x, {p.n, p.h, p.w, p.c}, {g.images, g.stage_rows, g.box_w, g.channels});
+        make_box_map<T>(a.x, {p.n, p.h, p.w, p.c}, {g.images, g.stage_rows, g.box_w, g.channels});
     return Bound([=](Stream stream) {
       kernel<<<rows_dim(plan.grid), rows_dim(plan.block), plan.smem_bytes, cuda_stream(stream)>>>(
           source, static_cast<const T*>(a.w), static_cast<const float*>(a.bias), static_cast<T*>(a.y),

@@ -115,7 +115,7 @@ Plan<DepthwiseConv2dFwd::Args> plan_filter(const DepthwiseConv2dProblem& p, bool
     require_aligned_args(&a, sizeof a);
     const TmaTileShape& g = plan.shape;
     const CUtensorMap source =
-        make_tile_map<T>(a.x, {p.n, p.h, p.w, p.c, g.images, g.box_h, g.box_w, g.channels});
+        make_box_map<T>(a.x, {p.n, p.h, p.w, p.c}, {g.images, g.box_h, g.box_w, g.channels});
     return Bound([=](Stream stream) {
       kernel<<<plan.grid, kTmaTileThreads, plan.smem_bytes, cuda_stream(stream)>>>(
           source, static_cast<const T*>(a.w), static_cast<const float*>(a.bias), static_cast<T*>(a.y),

@@ -9,37 +9,15 @@
 // for copying, and the wait is at most for warps a stage behind.
 #pragma once
 
-#include "kernels/common/check.h"
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
-#include "kernels/common/tensor_map.h"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/vec.cuh"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tile.cuh"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_tma.cuh"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tma_rows.h"
 
 namespace kiln {
-
-// Lets a kernel have all of a multiprocessor's shared memory, and take it from the L1 cache.
-template <class Kernel>
-void allow_rows_shared_memory(Kernel* kernel) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kTmaRowsMostSmem),
-             "depthwise_conv2d tma_rows: shared memory");
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                  cudaSharedmemCarveoutMaxShared),
-             "depthwise_conv2d tma_rows: carve-out");
-}
-
-// The map of a tensor [n][h][w][c] of T whose loads are boxes [images][rows][columns][channels].
-template <class T>
-CUtensorMap make_rows_map(const void* base, const int (&tensor)[4], const int (&box)[4]) {
-  DenseMap map = {.base = base, .element_bytes = static_cast<int>(sizeof(T)), .sizes = {}, .box = {}};
-  for (int i = 0; i < 4; ++i) {
-    map.sizes[i] = static_cast<uint64_t>(tensor[3 - i]);
-    map.box[i] = static_cast<uint32_t>(box[3 - i]);
-  }
-  return make_dense_map(map);
-}
 
 inline dim3 rows_dim(const unsigned (&d)[3]) { return {d[0], d[1], d[2]}; }
 

@@ -17,9 +17,8 @@
 namespace kiln {
 
 constexpr int kTmaRowsMostStages = 8;
-constexpr int kTmaRowsControlBytes = 16;      // of a stage: two barriers
-constexpr int kTmaRowsFillBytes = 48;         // of a block, behind them: what to copy next
-constexpr int kTmaRowsMostSmem = 227 * 1024;  // of a block, bytes
+constexpr int kTmaRowsControlBytes = 16;  // of a stage: two barriers
+constexpr int kTmaRowsFillBytes = 48;     // of a block, behind them: what to copy next
 
 // What is walked, and what it costs.
 struct TmaRowsSweep {

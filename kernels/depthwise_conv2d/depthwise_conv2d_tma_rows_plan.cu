@@ -1,46 +1,34 @@
 // Host side of the tma_rows kernels of depthwise_conv2d: which tiles there are, which one to take.
 #include <array>
-#include <charconv>
 #include <map>
 #include <set>
 
 #include "kernels/common/error.h"
 #include "kernels/common/grid.h"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_tma.h"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tma_rows.h"
 
 namespace kiln {
 namespace {
 
-constexpr int kMostBox = 256;     // pixels or elements along a side of what one load copies
 constexpr int kMostImages = 64;   // threads of a block in its third dimension
 constexpr int kMostGrid = 65535;  // blocks in the grid's second and third
-constexpr int kLeastLine = 64;    // bytes of a slice of channels, where there are several
-constexpr int kAlignment = 128;   // of a load's destination
 constexpr int kMostBlocks = 16;   // of a multiprocessor that are worth it
 
 struct Choice {
   int channels = 0, rows = 0, images = 0, stage_rows = 0, stages = 0, blocks = 0;
-  std::string str() const {
-    std::string text;
-    const auto add = [&](const char* name, int value) { text.append(name).append(std::to_string(value)); };
-    add("c", channels);
-    add("_h", rows);
-    add("_n", images);
-    add("_k", stage_rows);
-    add("_s", stages);
-    add("_b", blocks);
-    return text;
-  }
 };
-
-constexpr int round_up(int v, int unit) { return (v + unit - 1) / unit * unit; }
+constexpr TmaConfigField<Choice> kFields[] = {{"c", &Choice::channels}, {"_h", &Choice::rows},
+                                              {"_n", &Choice::images},  {"_k", &Choice::stage_rows},
+                                              {"_s", &Choice::stages},  {"_b", &Choice::blocks}};
 
 int threads_of(const TmaRowsShape& g) { return round_up(g.groups * g.strips * g.images, 32); }  // whole warps
 int steps_of(const TmaRowsShape& g, const TmaRowsSweep& s) { return (g.rows - 1) * g.step + s.window; }
 
 // Bytes of a block.
 size_t smem_of(const TmaRowsShape& g) {
-  return kAlignment + static_cast<size_t>(g.control_at) + g.stages * kTmaRowsControlBytes + kTmaRowsFillBytes;
+  return kTmaAlignment + static_cast<size_t>(g.control_at) + g.stages * kTmaRowsControlBytes +
+         kTmaRowsFillBytes;
 }
 
 // How the images are dealt out to the blocks that fit the device.
@@ -55,9 +43,9 @@ TmaRowsShape shape_of(const Choice& choice, const TmaRowsSweep& s, const Device&
   const TmaRowsShape none = {};
   TmaRowsShape g = {};
   const int unit = 16 / s.element_bytes;
-  if (choice.channels < unit || choice.channels % unit || choice.channels > kMostBox) return none;
+  if (choice.channels < unit || choice.channels % unit || choice.channels > kTmaMostBox) return none;
   if (choice.rows < 1 || choice.rows > s.height || choice.images < 1 || choice.images > s.n) return none;
-  if (choice.stage_rows < 1 || choice.stage_rows > kMostBox || choice.images > kMostImages) return none;
+  if (choice.stage_rows < 1 || choice.stage_rows > kTmaMostBox || choice.images > kMostImages) return none;
   if (choice.stages < 2 || choice.stages > kTmaRowsMostStages) return none;
   if (choice.blocks < 1 || choice.blocks > kMostBlocks) return none;
   if (s.loads_swept && choice.stage_rows % s.step != 0) return none;
@@ -78,7 +66,7 @@ TmaRowsShape shape_of(const Choice& choice, const TmaRowsSweep& s, const Device&
   // Whole rows of the map, unless they are too wide for a box or for the threads of a block.
   const int strips = ceil_div(s.width, s.columns);
   const int widest =
-      std::min(s.threads / (g.groups * g.images), ((kMostBox - s.window) / s.step + 1) / s.columns);
+      std::min(s.threads / (g.groups * g.images), ((kTmaMostBox - s.window) / s.step + 1) / s.columns);
   if (widest < 1) return none;
   g.column_tiles = ceil_div(strips, widest);
   g.strips = ceil_div(strips, g.column_tiles);
@@ -90,12 +78,12 @@ TmaRowsShape shape_of(const Choice& choice, const TmaRowsSweep& s, const Device&
   const long long pixel = 1LL * g.images * g.channels * s.element_bytes;
   const long long source = pixel * g.box_w * g.stage_rows;
   const long long swept = s.loads_swept ? pixel * g.columns * (g.stage_rows / g.step) : 0;
-  if (source + swept > kTmaRowsMostSmem) return none;  // a barrier counts up to 2^20 - 1 bytes
+  if (source + swept > kTmaMostSmem) return none;  // a barrier counts up to 2^20 - 1 bytes
   g.load_bytes = static_cast<int>(source + swept);
-  g.swept_at = round_up(static_cast<int>(source), kAlignment);
-  g.stage_bytes = g.swept_at + round_up(static_cast<int>(swept), kAlignment);
+  g.swept_at = round_up(static_cast<int>(source), kTmaAlignment);
+  g.stage_bytes = g.swept_at + round_up(static_cast<int>(swept), kTmaAlignment);
   const int sums = s.task_sum_floats * threads_of(g) * static_cast<int>(sizeof(float));
-  g.control_at = std::max(g.stages * g.stage_bytes, round_up(sums, kAlignment));
+  g.control_at = std::max(g.stages * g.stage_bytes, round_up(sums, kTmaAlignment));
   deal(g, device, choice.blocks);
   return g.column_tiles <= kMostGrid && 1LL * g.walks * g.row_tiles <= kMostGrid ? g : none;
 }
@@ -103,7 +91,7 @@ TmaRowsShape shape_of(const Choice& choice, const TmaRowsSweep& s, const Device&
 // Whether choice.blocks of them fit a multiprocessor; 1 KiB of a block's memory is the system's.
 bool fits(const TmaRowsShape& g, const TmaRowsSweep& s, const Choice& choice) {
   return g.slices > 0 && choice.blocks * threads_of(g) <= 2 * s.threads &&
-         smem_of(g) <= static_cast<size_t>((kTmaRowsMostSmem + 1024) / choice.blocks - 1024);
+         smem_of(g) <= static_cast<size_t>((kTmaMostSmem + 1024) / choice.blocks - 1024);
 }
 
 // What a row's channels cost more where a slice has not all of them: lines, atoms of 64 bytes and sectors are
@@ -169,7 +157,7 @@ std::vector<Candidate> candidates(const TmaRowsSweep& s, const Device& device) {
   for (const int parts : {1, 2, 4, 8}) rows.insert(ceil_div(s.height, std::min(parts, s.height)));
   std::vector<Candidate> list;
   for (const int c : channels) {
-    if (c < s.c && c * s.element_bytes < kLeastLine) continue;
+    if (c < s.c && c * s.element_bytes < kTmaLeastLine) continue;
     for (const int h : rows) {
       std::set<int> stage_rows;
       const int all = (h - 1) * s.step + s.window;
@@ -196,29 +184,15 @@ std::vector<Candidate> candidates(const TmaRowsSweep& s, const Device& device) {
   return list;
 }
 
-// "c64_h32_n1_k4_s6_b4"
-bool parse(std::string_view text, Choice& choice) {
-  const auto number = [&](std::string_view name, int& to) {
-    if (text.substr(0, name.size()) != name) return false;
-    text.remove_prefix(name.size());
-    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), to);
-    text.remove_prefix(static_cast<size_t>(stop - text.data()));
-    return error == std::errc() && to > 0;
-  };
-  return number("c", choice.channels) && number("_h", choice.rows) && number("_n", choice.images) &&
-         number("_k", choice.stage_rows) && number("_s", choice.stages) && number("_b", choice.blocks) &&
-         text.empty();
-}
-
 }  // namespace
 
 TmaRowsPlan plan_tma_rows(const TmaRowsSweep& s, const Device& device, std::string_view config) {
   Choice choice;
   if (config.empty()) {
     const std::vector<Candidate> list = candidates(s, device);
-    if (list.empty()) fail_usage("depthwise_conv2d tma_rows: no tile of this problem fits shared memory");
+    if (list.empty()) fail_usage("no tile of this problem fits shared memory");
     choice = list.front().choice;
-  } else if (!parse(config, choice)) {
+  } else if (!read_tma_config<Choice>(config, kFields, choice)) {
     fail_usage(
         "the config is c<channels>_h<rows>_n<images>_k<rows of a stage>_s<stages>_b<blocks> "
         "(c64_h32_n1_k4_s6_b4), got '" +
@@ -226,8 +200,8 @@ TmaRowsPlan plan_tma_rows(const TmaRowsSweep& s, const Device& device, std::stri
   }
   const TmaRowsShape g = shape_of(choice, s, device);
   if (!fits(g, s, choice)) {
-    fail_usage("depthwise_conv2d tma_rows: '" + std::string(config) +
-               "' is no tile of this problem: so many blocks of 2 to 8 stages must fit a multiprocessor's "
+    fail_usage(std::string(config) +
+               " is no tile of this problem: so many blocks of 2 to 8 stages must fit a multiprocessor's "
                "shared memory and registers, boxes have at most 256 elements a side");
   }
   const auto size = [](int v) { return static_cast<unsigned>(v); };
@@ -250,7 +224,7 @@ std::vector<std::string> tma_rows_configs(const TmaRowsSweep& s, const Device& d
     int& count = of_size[{choice.channels, choice.rows}];
     if (count == kMostOfSize || depths.size() == 2 || !depths.insert(choice.stage_rows).second) continue;
     ++count;
-    configs.push_back(choice.str());
+    configs.push_back(tma_config_text<Choice>(choice, kFields));
   }
   return configs;
 }

@@ -10,34 +10,18 @@
 // f.
 #pragma once
 
-#include "kernels/common/check.h"
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
-#include "kernels/common/tensor_map.h"
 #include "kernels/common/tma.cuh"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tile.cuh"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_tma.cuh"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tma_tile.h"
 
 namespace kiln {
 
-// Lets a kernel have all of a multiprocessor's shared memory, and take it from the L1 cache.
-template <class Kernel>
-void allow_shared_memory(Kernel* kernel) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kTmaTileMostSmem),
-             "depthwise_conv2d tma_tile: shared memory");
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                  cudaSharedmemCarveoutMaxShared),
-             "depthwise_conv2d tma_tile: carve-out");
-}
-
 namespace {
 
 constexpr int kTileWarps = kTmaTileThreads / 32;
-
-struct DepthwiseTileMap {
-  int n, h, w, c;                       // the tensor
-  int images, rows, columns, channels;  // the box
-};
 
 // The first pixel of a tile.
 struct TileCorner {
@@ -200,17 +184,6 @@ struct SourceWindow {
     }
   }
 };
-
-// The map of a tensor [n][h][w][c] of T whose loads are boxes of a tile.
-template <class T>
-CUtensorMap make_tile_map(const void* base, const DepthwiseTileMap& m) {
-  const auto size = [](int v) { return static_cast<uint64_t>(v); };
-  const auto side = [](int v) { return static_cast<uint32_t>(v); };
-  return make_dense_map({.base = base,
-                         .element_bytes = static_cast<int>(sizeof(T)),
-                         .sizes = {size(m.c), size(m.w), size(m.h), size(m.n)},
-                         .box = {side(m.channels), side(m.columns), side(m.rows), side(m.images)}});
-}
 
 // The taps of a pair of channels, as fp32; turned by 180 degrees where asked.
 template <class T, int kR>

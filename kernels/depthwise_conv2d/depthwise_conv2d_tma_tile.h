@@ -16,8 +16,7 @@ namespace kiln {
 
 constexpr int kTmaTileThreads = 256;  // of a block
 constexpr int kTmaTileMostStages = 8;
-constexpr int kTmaTileControlBytes = 32;      // of a stage: two barriers, a counter
-constexpr int kTmaTileMostSmem = 227 * 1024;  // of a block, bytes
+constexpr int kTmaTileControlBytes = 32;  // of a stage: two barriers, a counter
 
 // What is swept, and what its pixels cost.
 struct TmaSweep {

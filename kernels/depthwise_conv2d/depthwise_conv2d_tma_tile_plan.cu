@@ -1,40 +1,32 @@
 // Host side of the tma_tile kernels of depthwise_conv2d: which tiles there are, which one to take.
-#include <charconv>
 #include <set>
 
 #include "kernels/common/error.h"
 #include "kernels/common/grid.h"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tile.cuh"
+#include "kernels/depthwise_conv2d/depthwise_conv2d_tma.h"
 #include "kernels/depthwise_conv2d/depthwise_conv2d_tma_tile.h"
 
 namespace kiln {
 namespace {
 
-constexpr int kMostBox = 256;    // pixels or elements along a side of what one load copies
-constexpr int kLeastLine = 64;   // bytes of a slice of channels, where there are several
-constexpr int kAlignment = 128;  // of a load's destination
-
 struct Choice {
   int channels = 0, rows = 0, images = 0, stages = 0;
-  std::string str() const {
-    return std::string("c").append(std::to_string(channels)) + "_h" + std::to_string(rows) + "_n" +
-           std::to_string(images) + "_s" + std::to_string(stages);
-  }
 };
-
-constexpr int round_up(int v, int unit) { return (v + unit - 1) / unit * unit; }
+constexpr TmaConfigField<Choice> kFields[] = {
+    {"c", &Choice::channels}, {"_h", &Choice::rows}, {"_n", &Choice::images}, {"_s", &Choice::stages}};
 
 size_t smem_of(const TmaTileShape& g) {
-  return kAlignment + static_cast<size_t>(g.control_at) + g.stages * kTmaTileControlBytes;
+  return kTmaAlignment + static_cast<size_t>(g.control_at) + g.stages * kTmaTileControlBytes;
 }
 
 // The tiles of a choice; tiles = 0 where there are none.
 TmaTileShape shape_of(const Choice& choice, const TmaSweep& s, const Device& device) {
   TmaTileShape g = {};
   const int unit = 16 / s.element_bytes;
-  if (choice.channels < unit || choice.channels % unit || choice.channels > kMostBox) return g;
+  if (choice.channels < unit || choice.channels % unit || choice.channels > kTmaMostBox) return g;
   if (choice.stages < 2 || choice.stages > kTmaTileMostStages) return g;
-  if (choice.rows < 1 || choice.rows > s.height || choice.images < 1 || choice.images > kMostBox) return g;
+  if (choice.rows < 1 || choice.rows > s.height || choice.images < 1 || choice.images > kTmaMostBox) return g;
   g.n = s.n;
   g.height = s.height;
   g.width = s.width;
@@ -50,7 +42,7 @@ TmaTileShape shape_of(const Choice& choice, const TmaSweep& s, const Device& dev
   g.pairs = g.channels / 2;
   // Whole rows of the map, unless they are too wide for a box or for the threads of a pair.
   const int lanes = kTmaTileThreads / g.pairs, strips = ceil_div(s.width, s.columns);
-  const int widest = std::min(lanes / g.images, ((kMostBox - s.window) / s.step + 1) / s.columns);
+  const int widest = std::min(lanes / g.images, ((kTmaMostBox - s.window) / s.step + 1) / s.columns);
   if (widest < 1) return g;
   g.column_tiles = ceil_div(strips, widest);
   g.strips = ceil_div(strips, g.column_tiles);
@@ -62,14 +54,14 @@ TmaTileShape shape_of(const Choice& choice, const TmaSweep& s, const Device& dev
   g.row_tiles = ceil_div(s.height, g.rows);
   g.box_w = (g.columns - 1) * s.step + s.window;
   g.box_h = (g.rows - 1) * s.step + s.window;
-  if (g.box_h > kMostBox || (g.images > 1 && (g.row_tiles > 1 || g.column_tiles > 1))) return g;
+  if (g.box_h > kTmaMostBox || (g.images > 1 && (g.row_tiles > 1 || g.column_tiles > 1))) return g;
   const long long pixel = 1LL * g.images * g.channels * s.element_bytes;
   const long long source = pixel * g.box_w * g.box_h, swept = s.loads_swept ? pixel * g.columns * g.rows : 0;
-  if (source + swept > kTmaTileMostSmem) return g;  // a barrier counts up to 2^20 - 1 bytes
+  if (source + swept > kTmaMostSmem) return g;  // a barrier counts up to 2^20 - 1 bytes
   g.load_bytes = static_cast<int>(source + swept);
-  g.swept_at = round_up(static_cast<int>(source), kAlignment);
-  g.stage_bytes = g.swept_at + round_up(static_cast<int>(swept), kAlignment);
-  g.control_at = std::max(g.stages * g.stage_bytes, round_up(s.least_smem, kAlignment));
+  g.swept_at = round_up(static_cast<int>(source), kTmaAlignment);
+  g.stage_bytes = g.swept_at + round_up(static_cast<int>(swept), kTmaAlignment);
+  g.control_at = std::max(g.stages * g.stage_bytes, round_up(s.least_smem, kTmaAlignment));
   const int tiles = g.column_tiles * g.row_tiles * ceil_div(s.n, g.images);
   g.blocks = std::min(tiles, std::max(1, device.multiprocessors * s.blocks / g.slices));
   g.tiles = tiles;
@@ -77,7 +69,7 @@ TmaTileShape shape_of(const Choice& choice, const TmaSweep& s, const Device& dev
 }
 
 // Bytes of a block where s.blocks are resident.
-size_t smem_limit(const TmaSweep& s) { return (kTmaTileMostSmem + 1024) / s.blocks - 1024; }
+size_t smem_limit(const TmaSweep& s) { return (kTmaMostSmem + 1024) / s.blocks - 1024; }
 
 bool fits(const TmaTileShape& g, const TmaSweep& s) { return g.tiles > 0 && smem_of(g) <= smem_limit(s); }
 
@@ -138,7 +130,7 @@ std::vector<Candidate> candidates(const TmaSweep& s, const Device& device) {
   if (s.height > 64) rows.insert({1, 2, 4, 8, 16});
   std::vector<Candidate> list;
   for (const int c : channels) {
-    if (c < s.c && c * s.element_bytes < kLeastLine) continue;
+    if (c < s.c && c * s.element_bytes < kTmaLeastLine) continue;
     for (const int h : rows) {
       for (int n = 1; n <= 64 && (n == 1 || (h == s.height && n <= s.n)); n *= 2) {
         Choice choice = {c, h, n, kTmaTileMostStages};
@@ -155,35 +147,22 @@ std::vector<Candidate> candidates(const TmaSweep& s, const Device& device) {
   return list;
 }
 
-// "c64_h8_n1_s4"
-bool parse(std::string_view text, Choice& choice) {
-  const auto number = [&](std::string_view name, int& to) {
-    if (text.substr(0, name.size()) != name) return false;
-    text.remove_prefix(name.size());
-    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), to);
-    text.remove_prefix(static_cast<size_t>(stop - text.data()));
-    return error == std::errc() && to > 0;
-  };
-  return number("c", choice.channels) && number("_h", choice.rows) && number("_n", choice.images) &&
-         number("_s", choice.stages) && text.empty();
-}
-
 }  // namespace
 
 TmaTilePlan plan_tma_tile(const TmaSweep& s, const Device& device, std::string_view config) {
   Choice choice;
   if (config.empty()) {
     const std::vector<Candidate> list = candidates(s, device);
-    if (list.empty()) fail_usage("depthwise_conv2d tma_tile: no tile of this problem fits shared memory");
+    if (list.empty()) fail_usage("no tile of this problem fits shared memory");
     choice = list.front().choice;
-  } else if (!parse(config, choice)) {
+  } else if (!read_tma_config<Choice>(config, kFields, choice)) {
     fail_usage("the config is c<channels>_h<rows>_n<images>_s<stages> of a tile (c64_h8_n1_s4), got '" +
                std::string(config) + "'");
   }
   const TmaTileShape g = shape_of(choice, s, device);
   if (!fits(g, s)) {
-    fail_usage("depthwise_conv2d tma_tile: '" + std::string(config) +
-               "' is no tile of this problem: 2 to 8 stages of a block must fit shared memory, boxes have at "
+    fail_usage(std::string(config) +
+               " is no tile of this problem: 2 to 8 stages of a block must fit shared memory, boxes have at "
                "most 256 elements a side, several images only where a tile is a whole image");
   }
   return {g, static_cast<unsigned>(g.blocks) * g.slices, smem_of(g)};
@@ -193,7 +172,7 @@ std::vector<std::string> tma_tile_configs(const TmaSweep& s, const Device& devic
   constexpr size_t kMost = 10;
   std::vector<std::string> configs;
   for (const Candidate& candidate : candidates(s, device)) {
-    if (configs.size() < kMost) configs.push_back(candidate.choice.str());
+    if (configs.size() < kMost) configs.push_back(tma_config_text<Choice>(candidate.choice, kFields));
   }
   return configs;
 }

@@ -38,8 +38,8 @@ constexpr bool depthwise_wgrad_last_block_sums(const DepthwiseWgradSum& g) {
   return turns * ceil_div(ceil_div(g.parts, ways), kDepthwiseWgradLoads) <= kMostWaits;
 }
 
-// A counter of arrived blocks for each slice, 0, where depthwise_wgrad_last_block_sums, else null: then the
-// second launch is needed.
+// A plan's counter of arrived blocks for each slice (counters.h), where depthwise_wgrad_last_block_sums, else
+// null: then the second launch is needed.
 std::shared_ptr<const DeviceBuffer> depthwise_wgrad_counters(const DepthwiseWgradSum&);
 
 }  // namespace kiln

@@ -228,7 +228,7 @@ TmaRowsSweep sweep(const DepthwiseConv2dProblem& p) {
 template <class T, int kR, int kStride>
 Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, const TmaRowsPlan& plan) {
   const auto kernel = depthwise_conv2d_wgrad_tma_rows_kernel<T, kR, kStride>;
-  allow_rows_shared_memory(kernel);
+  allow_shared_memory(kernel);
   const TmaRowsShape& shape = plan.shape;
   const DepthwiseWgradSum sum = {.parts = shape.column_tiles * shape.row_tiles * shape.walks,
                                  .elements = (kR * kR + (p.bias ? 1 : 0)) * p.c,
@@ -236,18 +236,19 @@ Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, co
                                  .slices = shape.slices,
                                  .slice_elements = (kR * kR + (p.bias ? 1 : 0)) * shape.channels,
                                  .threads = shape.groups * shape.strips * shape.images};
+  const auto counters = depthwise_wgrad_counters(sum);
   using Args = DepthwiseConv2dWgrad::Args;
   return Plan<Args>(
       sizeof(float) * sum.parts * static_cast<size_t>(sum.elements), [=](const Args& a, void* workspace) {
         require_aligned_args(&a, sizeof a);
         const TmaRowsShape& g = plan.shape;
         const CUtensorMap source =
-            make_rows_map<T>(a.x, {p.n, p.h, p.w, p.c}, {g.images, g.stage_rows, g.box_w, g.channels});
-        const CUtensorMap swept = make_rows_map<T>(a.dy, {p.n, p.p(), p.q(), p.c},
-                                                   {g.images, g.stage_rows / kStride, g.columns, g.channels});
+            make_box_map<T>(a.x, {p.n, p.h, p.w, p.c}, {g.images, g.stage_rows, g.box_w, g.channels});
+        const CUtensorMap swept = make_box_map<T>(a.dy, {p.n, p.p(), p.q(), p.c},
+                                                  {g.images, g.stage_rows / kStride, g.columns, g.channels});
         float *partial = static_cast<float*>(workspace), *dw = static_cast<float*>(a.dw);
         float* dbias = static_cast<float*>(a.dbias);
-        return Bound([=, counters = depthwise_wgrad_counters(sum)](Stream stream) {
+        return Bound([=](Stream stream) {
           unsigned* arrived = counters ? static_cast<unsigned*>(counters->data()) : nullptr;
           kernel<<<rows_dim(plan.grid), rows_dim(plan.block), plan.smem_bytes, cuda_stream(stream)>>>(
               source, swept, partial, arrived, dw, dbias, plan.shape, p.bias);

@@ -205,18 +205,19 @@ Plan<DepthwiseConv2dWgrad::Args> plan_filter(const DepthwiseConv2dProblem& p, co
                                  .slices = plan.shape.slices,
                                  .slice_elements = (kR * kR + (p.bias ? 1 : 0)) * plan.shape.channels,
                                  .threads = kTmaTileThreads};
+  const auto counters = depthwise_wgrad_counters(sum);
   using Args = DepthwiseConv2dWgrad::Args;
   return Plan<Args>(
       sizeof(float) * sum.parts * static_cast<size_t>(sum.elements), [=](const Args& a, void* workspace) {
         require_aligned_args(&a, sizeof a);
         const TmaTileShape& g = plan.shape;
         const CUtensorMap source =
-            make_tile_map<T>(a.x, {p.n, p.h, p.w, p.c, g.images, g.box_h, g.box_w, g.channels});
+            make_box_map<T>(a.x, {p.n, p.h, p.w, p.c}, {g.images, g.box_h, g.box_w, g.channels});
         const CUtensorMap swept =
-            make_tile_map<T>(a.dy, {p.n, p.p(), p.q(), p.c, g.images, g.rows, g.columns, g.channels});
+            make_box_map<T>(a.dy, {p.n, p.p(), p.q(), p.c}, {g.images, g.rows, g.columns, g.channels});
         float *partial = static_cast<float*>(workspace), *dw = static_cast<float*>(a.dw);
         float* dbias = static_cast<float*>(a.dbias);
-        return Bound([=, counters = depthwise_wgrad_counters(sum)](Stream stream) {
+        return Bound([=](Stream stream) {
           unsigned* arrived = counters ? static_cast<unsigned*>(counters->data()) : nullptr;
           kernel<<<plan.grid, kTmaTileThreads, plan.smem_bytes, cuda_stream(stream)>>>(
               source, swept, partial, arrived, dw, dbias, plan.shape, p.bias);

@@ -14,6 +14,13 @@ std::string LinearProblem::str() const {
       .str();
 }
 
+std::vector<LinearProblem> LinearProblem::plainer() const {
+  if (!bias) return {};
+  LinearProblem plain = *this;
+  plain.bias = false;
+  return {plain};
+}
+
 LinearProblem LinearProblem::parse(std::string_view text, DType dtype) {
   const ProblemReader in("linear", text, {"n", "c", "k"}, {"bias", "f32out"});
   LinearProblem p;

@@ -25,6 +25,8 @@ struct LinearProblem {
   DType dtype = DType::kF32;
   DType out_dtype() const { return f32_out ? DType::kF32 : dtype; }  // of y and dx
   double macs() const { return 1.0 * n * c * k; }
+  // The same problem without bias: whose tuned choices may serve this one.
+  std::vector<LinearProblem> plainer() const;
   // "n512_c2048_k10[_bias][_f32out]"
   std::string str() const;
   static LinearProblem parse(std::string_view text, DType dtype);

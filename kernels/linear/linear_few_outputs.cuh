@@ -122,7 +122,7 @@ const FewOutputsVariant<Pass>& choose_variant(const FewOutputsVariant<Pass> (&va
     if (variant.name == (name.empty() ? unasked : name)) return variant;
     known.append(known.empty() ? "" : ", ").append(variant.name);
   }
-  fail_usage("linear few_outputs: unknown config '" + std::string(name) + "'; known: " + known);
+  fail_usage("unknown config '" + std::string(name) + "'; known: " + known);
 }
 
 template <class Pass, size_t kCount>

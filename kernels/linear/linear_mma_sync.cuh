@@ -237,7 +237,7 @@ template <class Config>
 LinearMmaShape split_terms(LinearMmaShape g, const Device& device) {
   const long long tiles = 1LL * ceil_div(g.rows, Config::kBM) * ceil_div(g.columns, Config::kBN);
   const int steps = ceil_div(g.terms, Config::kBK);
-  const int least = ceil_div(g.terms, linear_longest_chain(g.terms, 2048, g.f32_out));
+  const int least = linear_least_splits(g.terms, Config::kBK, 2048, g.f32_out);
   const long long fill = std::min<long long>(2LL * device.multiprocessors / tiles, std::max(1, steps / 4));
   const long long wanted = std::min<long long>(std::max<long long>(fill, least),
                                                std::max(least, linear_most_splits(g.rows, g.columns)));
@@ -282,7 +282,7 @@ Plan<Args> mma_sync_plan(const LinearMmaShape& g, const Device& device, std::str
   if (config.empty()) config = fills ? "128x128" : "64x64";
   if (config == "128x128") return mma_sync_plan_of<Wide>(g, device, operands);
   if (config == "64x64") return mma_sync_plan_of<Small>(g, device, operands);
-  fail_usage("linear mma_sync: unknown tile '" + std::string(config) + "'; known: 128x128, 64x64");
+  fail_usage("unknown tile '" + std::string(config) + "'; known: 128x128, 64x64");
 }
 
 inline Support mma_sync_supports(const LinearProblem& p, const Device&) {

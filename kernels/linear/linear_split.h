@@ -8,6 +8,7 @@
 
 #include "kernels/common/device.h"
 #include "kernels/common/dtype.h"
+#include "kernels/common/grid.h"
 
 namespace kiln {
 
@@ -35,7 +36,14 @@ inline int linear_longest_chain(int terms, int shortest, bool f32_out) {
   return static_cast<int>((f32_out ? 1 : 3) * shortest * std::max(1.0, std::sqrt(terms / 8192.0)));
 }
 
-// Most parts that are worth their memory: 128 MiB of partial results, 64 parts.
+// The fewest parts of `steps` stages of `step` terms that keep within linear_longest_chain.
+inline int linear_least_splits(int terms, int step, int shortest, bool f32_out) {
+  const int steps = ceil_div(terms, step);
+  return ceil_div(steps, std::max(1, linear_longest_chain(terms, shortest, f32_out) / step));
+}
+
+// Most parts that are worth their memory: 128 MiB of partial results, 64 parts. linear_least_splits may want
+// more: the chain's length is a matter of correctness.
 inline int linear_most_splits(int rows, int columns) {
   return static_cast<int>(std::clamp((32LL << 20) / (1LL * rows * columns), 1LL, 64LL));
 }

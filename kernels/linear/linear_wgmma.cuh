@@ -16,6 +16,7 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "kernels/linear/linear_wgmma_store.cuh"
 
 namespace kiln {
 
@@ -191,64 +192,6 @@ __device__ __forceinline__ void multiply_item(LinearSums<Config>& sums, const Li
   if (lane == 0) mbarrier_arrive(smem.empty(previous));
 }
 
-// Writes a warp's 16 rows from the accumulators as fp32; four lanes fill a 32-byte sector.
-template <class Config>
-__device__ __forceinline__ void store_f32(const float (&acc)[Config::kBN / 2], int first_row,
-                                          int first_column, const float* bias, float* out,
-                                          const LinearWgmmaShape& g) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int j = 0; j < Config::kBN / 8; ++j) {
-    const int column = first_column + j * 8 + 2 * (lane % 4);
-    if (column >= g.columns) break;
-    const float2 add = bias ? *reinterpret_cast<const float2*>(bias + column) : make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + half * 8 + lane / 4;
-      if (row < g.rows) {
-        *reinterpret_cast<float2*>(out + static_cast<size_t>(row) * g.columns + column) =
-            make_float2(acc[4 * j + 2 * half] + add.x, acc[4 * j + 2 * half + 1] + add.y);
-      }
-    }
-  }
-}
-
-// The same as bf16 through the warp's staging rows, 64 columns at once, so that eight lanes fill a row's 128
-// bytes.
-template <class Config>
-__device__ __forceinline__ void store_bf16(const float (&acc)[Config::kBN / 2], unsigned char* staging,
-                                           int first_row, int first_column, const float* bias, bf16* out,
-                                           const LinearWgmmaShape& g) {
-  using Tile = SwizzledTile<64>;
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int span = 0; span < Config::kBN / 64; ++span) {
-    const int span_column = first_column + span * 64;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const int column = span_column + j * 8 + 2 * (lane % 4);
-      float2 add = make_float2(0.0f, 0.0f);
-      if (bias && column < g.columns) add = *reinterpret_cast<const float2*>(bias + column);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float* v = &acc[32 * span + 4 * j + 2 * half];
-        *(reinterpret_cast<__nv_bfloat162*>(staging + Tile::offset(lane / 4 + 8 * half, j)) + lane % 4) =
-            __floats2bfloat162_rn(v[0] + add.x, v[1] + add.y);
-      }
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int in_tile = i * 4 + lane / 8, row = first_row + in_tile, column = span_column + lane % 8 * 8;
-      if (row < g.rows && column < g.columns) {
-        const auto* from = reinterpret_cast<const bf16*>(staging + Tile::offset(in_tile, lane % 8));
-        Vec<bf16, 8>::load(from).store(out + static_cast<size_t>(row) * g.columns + column);
-      }
-    }
-    __syncwarp();  // read by the warp: the next columns may overwrite it
-  }
-}
-
 // Where an item's results go.
 struct LinearOut {
   void* out;          // [rows,columns] bf16, or fp32 with f32_out
@@ -279,12 +222,13 @@ __device__ __forceinline__ void linear_consume(const LinearWgmmaSmem<Config>& sm
     for (int i = 0; i < Config::kMTiles; ++i) {
       const int first_row = walk.first_row + group_row + i * 64 + warp % 4 * 16;
       if (partial) {
-        store_f32<Config>(sums.v[i], first_row, walk.first_column, nullptr, partial, g);
+        store_f32<Config::kBN>(sums.v[i], first_row, walk.first_column, g.rows, g.columns, nullptr, partial);
       } else if (Config::kWgrad || g.f32_out) {
-        store_f32<Config>(sums.v[i], first_row, walk.first_column, to.bias, static_cast<float*>(to.out), g);
+        store_f32<Config::kBN>(sums.v[i], first_row, walk.first_column, g.rows, g.columns, to.bias,
+                               static_cast<float*>(to.out));
       } else if constexpr (!Config::kWgrad) {
-        store_bf16<Config>(sums.v[i], extra + warp * Config::kStagingBytes, first_row, walk.first_column,
-                           to.bias, static_cast<bf16*>(to.out), g);
+        store_bf16<Config::kBN>(sums.v[i], extra + warp * Config::kStagingBytes, first_row, walk.first_column,
+                                g.rows, g.columns, to.bias, static_cast<bf16*>(to.out));
       }
       if (row_sums && lane % 4 == 0) {
         const int row = first_row + lane / 4;

@@ -146,8 +146,8 @@ struct LinearChoice {
 inline std::vector<LinearChoice> linear_choices(const std::vector<LinearTile>& tiles, const LinearProduct& g,
                                                 const Device& device) {
   const int steps = ceil_div(g.terms, 64);
-  const int most = std::min(steps, linear_most_splits(g.rows, g.columns));
-  const int least = std::min(most, ceil_div(g.terms, linear_longest_chain(g.terms, 5120, g.f32_out)));
+  const int least = linear_least_splits(g.terms, 64, 5120, g.f32_out);
+  const int most = std::min(steps, std::max(least, linear_most_splits(g.rows, g.columns)));
   std::vector<LinearChoice> list;
   for (const LinearTile& tile : tiles) {
     for (int splits = least; splits <= most; ++splits) {
@@ -178,8 +178,7 @@ Plan<Args> linear_wgmma_plan(const std::vector<LinearTile>& tiles, const LinearP
     return config.empty() || choice.name() == config;
   });
   if (chosen == choices.end()) {
-    fail_usage("linear wgmma: unknown config '" + std::string(config) + "'; the best here is " +
-               choices.front().name());
+    fail_usage("unknown config '" + std::string(config) + "'; the best here is " + choices.front().name());
   }
   chosen->tile->prepare();
   const LinearSplit split = {.rows = g.rows, .columns = g.columns, .count = chosen->splits};

@@ -1,4 +1,5 @@
-// max_pool2d bwd: dx[n,h,w,c] = sum of dy[n,p,q,c] over the windows whose saved position is (h,w).
+// max_pool2d bwd: dx[n,h,w,c] = sum of dy[n,p,q,c] over the windows whose saved position is (h,w), saved in a
+// byte or two bits.
 //
 // A thread owns V channels of one cell: the stride_h x stride_w patch of dx that begins where a window begins
 // (pool2d_shape.h); V is 16 bytes of dx where c is a multiple of that, else 1. It gathers: it compares the
@@ -13,13 +14,13 @@ namespace kiln {
 namespace {
 
 // Gradient and saved positions of window (p, q); zeros where there is none.
-template <class T, int V>
+template <class T, int V, PoolArg kArg>
 struct WindowGradient {
   Vec<T, V> dy;
   Vec<uint8_t, V> arg;
 
   __device__ __forceinline__ WindowGradient(const T* __restrict__ dy_in,         // [N,P,Q,C]
-                                            const uint8_t* __restrict__ arg_in,  // [N,P,Q,C]
+                                            const uint8_t* __restrict__ arg_in,  // of kArg's shape
                                             const PoolShape& g, const PoolCell& cell, int p, int q) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -29,7 +30,16 @@ struct WindowGradient {
     unsigned at;
     if (find_window(g, cell, p, q, at)) {
       dy = Vec<T, V>::load(dy_in + at);
-      arg = Vec<uint8_t, V>::load(arg_in + at);
+      if constexpr (kArg == PoolArg::kArg8) {
+        arg = Vec<uint8_t, V>::load(arg_in + at);
+      } else if constexpr (V == 1) {
+        const unsigned pixel = static_cast<unsigned>((cell.n * g.p + p) * g.q + q);
+        arg.v[0] = arg_in[pixel * ((g.c + 3) / 4) + cell.c / 4] >> (2 * (cell.c % 4)) & 3;
+      } else {
+        const Vec<uint8_t, V / 4> four = Vec<uint8_t, V / 4>::load(arg_in + at / 4);
+#pragma unroll
+        for (int j = 0; j < V; ++j) arg.v[j] = four.v[j / 4] >> (2 * (j % 4)) & 3;
+      }
     }
   }
   __device__ __forceinline__ void add_to(float (&sum)[V], int position) const {
@@ -39,10 +49,10 @@ struct WindowGradient {
 };
 
 // Square windows of kSide with stride kStride, unrolled.
-template <class T, int V, int kSide, int kStride>
+template <class T, int V, int kSide, int kStride, PoolArg kArg>
 __global__ __launch_bounds__(kPoolThreads) void max_pool2d_bwd_vectorized_square_kernel(
     const T* __restrict__ dy,         // [N,P,Q,C]
-    const uint8_t* __restrict__ arg,  // [N,P,Q,C]
+    const uint8_t* __restrict__ arg,  // kArg8: [N,P,Q,C]; kArg2: [N,P,Q,ceil(C/4)]
     T* __restrict__ dx,               // [N,H,W,C]
     const __grid_constant__ PoolCellGrid grid) {
   constexpr int kOverlap = (kSide + kStride - 1) / kStride;
@@ -53,7 +63,7 @@ __global__ __launch_bounds__(kPoolThreads) void max_pool2d_bwd_vectorized_square
 #pragma unroll
   for (int o = 0; o < kOverlap * kOverlap; ++o) {
     const int k = o / kOverlap, l = o % kOverlap;
-    const WindowGradient<T, V> window(dy, arg, grid.g, cell, cell.u - k, cell.v - l);
+    const WindowGradient<T, V, kArg> window(dy, arg, grid.g, cell, cell.u - k, cell.v - l);
 #pragma unroll
     for (int e = 0; e < kStride * kStride; ++e) {
       const int r = e / kStride + k * kStride, s = e % kStride + l * kStride;
@@ -68,10 +78,10 @@ __global__ __launch_bounds__(kPoolThreads) void max_pool2d_bwd_vectorized_square
 
 // Any window and stride: one element of the cell at a time, which reads its windows again (from the L1
 // cache).
-template <class T, int V>
+template <class T, int V, PoolArg kArg>
 __global__ __launch_bounds__(kPoolThreads) void max_pool2d_bwd_vectorized_any_kernel(
     const T* __restrict__ dy,         // [N,P,Q,C]
-    const uint8_t* __restrict__ arg,  // [N,P,Q,C]
+    const uint8_t* __restrict__ arg,  // kArg8: [N,P,Q,C]; kArg2: [N,P,Q,ceil(C/4)]
     T* __restrict__ dx,               // [N,H,W,C]
     const __grid_constant__ PoolCellGrid grid) {
   const unsigned i = blockIdx.x * kPoolThreads + threadIdx.x;
@@ -83,7 +93,7 @@ __global__ __launch_bounds__(kPoolThreads) void max_pool2d_bwd_vectorized_any_ke
       float sum[V] = {};
       for (int r = row, p = cell.u; r < g.r && p >= 0; r += g.stride_h, --p) {
         for (int s = column, q = cell.v; s < g.s && q >= 0; s += g.stride_w, --q) {
-          WindowGradient<T, V>(dy, arg, g, cell, p, q).add_to(sum, r * g.s + s);
+          WindowGradient<T, V, kArg>(dy, arg, g, cell, p, q).add_to(sum, r * g.s + s);
         }
       }
       store_cell_element<T, V>(dx, g, cell, row, column, sum);
@@ -91,33 +101,43 @@ __global__ __launch_bounds__(kPoolThreads) void max_pool2d_bwd_vectorized_any_ke
   }
 }
 
-template <class T, int V, int kSide, int kStride>
+template <class T, int V, int kSide, int kStride, PoolArg kArg>
 void launch(const MaxPool2dBwd::Args& a, const PoolCellGrid& grid, Stream stream) {
   const unsigned blocks = grid_for(grid.threads, kPoolThreads);
   const T* dy = static_cast<const T*>(a.dy);
   const uint8_t* arg = static_cast<const uint8_t*>(a.arg);
   T* dx = static_cast<T*>(a.dx);
   if constexpr (kSide > 0) {
-    max_pool2d_bwd_vectorized_square_kernel<T, V, kSide, kStride>
+    max_pool2d_bwd_vectorized_square_kernel<T, V, kSide, kStride, kArg>
         <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(dy, arg, dx, grid);
     check_launch("max_pool2d_bwd_vectorized_square_kernel");
   } else {
-    max_pool2d_bwd_vectorized_any_kernel<T, V>
+    max_pool2d_bwd_vectorized_any_kernel<T, V, kArg>
         <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(dy, arg, dx, grid);
     check_launch("max_pool2d_bwd_vectorized_any_kernel");
   }
 }
 
+using Launch = void (*)(const MaxPool2dBwd::Args&, const PoolCellGrid&, Stream);
+
+template <class T, PoolArg kArg>
+Launch launcher(const MaxPool2dProblem& p) {
+  constexpr int V = kVec16<T>;
+  if (p.c % V != 0) return launch<T, 1, 0, 0, kArg>;
+  if (p.stride_h == 2 && p.stride_w == 2 && p.r == p.s) {
+    if (p.r == 2) return launch<T, V, 2, 2, kArg>;
+    if constexpr (kArg != PoolArg::kArg2) {
+      if (p.r == 3) return launch<T, V, 3, 2, kArg>;
+    }
+  }
+  return launch<T, V, 0, 0, kArg>;
+}
+
 template <class T>
 Plan<MaxPool2dBwd::Args> plan(const MaxPool2dProblem& p) {
   const int V = p.c % kVec16<T> == 0 ? kVec16<T> : 1;
-  auto run = launch<T, 1, 0, 0>;
-  if (V > 1) {
-    const bool square = p.r == p.s && p.stride_h == 2 && p.stride_w == 2;
-    run = square && p.r == 2   ? launch<T, kVec16<T>, 2, 2>
-          : square && p.r == 3 ? launch<T, kVec16<T>, 3, 2>
-                               : launch<T, kVec16<T>, 0, 0>;
-  }
+  const Launch run =
+      p.arg == PoolArg::kArg2 ? launcher<T, PoolArg::kArg2>(p) : launcher<T, PoolArg::kArg8>(p);
   return make_plan<MaxPool2dBwd::Args>(0, [run, grid = make_pool_cell_grid(p, V)](
                                               const auto& a, void*, Stream stream) { run(a, grid, stream); });
 }
@@ -128,7 +148,7 @@ extern const Impl<MaxPool2dBwd> max_pool2d_bwd_vectorized = {
     .name = "vectorized",
     .supports =
         [](const MaxPool2dProblem& p, const Device&) {
-          return Support::require(p.arg == PoolArg::kArg8, "the backward pass needs arg8");
+          return Support::require(p.arg != PoolArg::kNone, "the backward pass needs arg8 or arg2");
         },
     .plan =
         [](const MaxPool2dProblem& p, const Device&, std::string_view config) {

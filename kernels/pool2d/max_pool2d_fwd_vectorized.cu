@@ -1,11 +1,12 @@
-// max_pool2d fwd: y[n,p,q,c] = max over the window of x[n, p*sh+r-ph, q*sw+s-pw, c], arg its position r*S+s.
+// max_pool2d fwd: y[n,p,q,c] = max over the window of x[n, p*sh+r-ph, q*sw+s-pw, c], arg its position r*S+s,
+// a byte or two bits each.
 //
 // A thread owns V channels of one output pixel: 16 bytes of y where c is a multiple of that, else one
-// channel. It reads each element of its window with one access of V channels and keeps maxima and positions
-// in registers, so that neighbouring threads move contiguous memory and every byte of x is read once where
-// windows do not overlap. Windows of 2x2 (unpadded) and 3x3 are unrolled: all their loads are in flight
-// together. No shared memory. Needs 16-byte aligned tensors (make_plan checks). Deterministic. Mirrors
-// cpu_reference/max_pool2d_naive.cpp.
+// channel (with arg2 the four of a byte of positions, one after the other). It reads each element of its
+// window with one access of V channels and keeps maxima and positions in registers, so that neighbouring
+// threads move contiguous memory and every byte of x is read once where windows do not overlap. Windows of
+// 2x2 (unpadded) and 3x3 are unrolled: all their loads are in flight together. No shared memory. Needs
+// 16-byte aligned tensors (make_plan checks). Deterministic. Mirrors cpu_reference/max_pool2d_naive.cpp.
 #include "kernels/common/check.h"
 #include "kernels/pool2d/pool2d_window.cuh"
 
@@ -38,11 +39,11 @@ struct Best {
 
 // kSide: the side of a square window that is unrolled, 0: any window, one tap at a time. kPadded: a window
 // may reach into the padding.
-template <class T, int V, int kSide, bool kPadded, bool kArg>
+template <class T, int V, int kSide, bool kPadded, PoolArg kArg>
 __global__ __launch_bounds__(kPoolThreads) void max_pool2d_fwd_vectorized_kernel(
     const T* __restrict__ x,    // [N,H,W,C]
     T* __restrict__ y,          // [N,P,Q,C]
-    uint8_t* __restrict__ arg,  // [N,P,Q,C], null without kArg
+    uint8_t* __restrict__ arg,  // kArg8: [N,P,Q,C]; kArg2: [N,P,Q,C/4]; else null
     const __grid_constant__ PoolShape g) {
   const unsigned i = blockIdx.x * kPoolThreads + threadIdx.x;
   if (i >= static_cast<unsigned>(g.elements / V)) return;
@@ -68,42 +69,94 @@ __global__ __launch_bounds__(kPoolThreads) void max_pool2d_fwd_vectorized_kernel
   }
 
   Vec<T, V> out;
-  Vec<uint8_t, V> position;
 #pragma unroll
-  for (int j = 0; j < V; ++j) {
-    out.set(j, best.value[j]);
-    position.v[j] = static_cast<uint8_t>(best.position[j]);
-  }
+  for (int j = 0; j < V; ++j) out.set(j, best.value[j]);
   out.store(y + static_cast<size_t>(i) * V);
-  if constexpr (kArg) position.store(arg + static_cast<size_t>(i) * V);
+  if constexpr (kArg == PoolArg::kArg8) {
+    Vec<uint8_t, V> position;
+#pragma unroll
+    for (int j = 0; j < V; ++j) position.v[j] = static_cast<uint8_t>(best.position[j]);
+    position.store(arg + static_cast<size_t>(i) * V);
+  } else if constexpr (kArg == PoolArg::kArg2) {
+    static_assert(V % 4 == 0, "whole bytes");
+    Vec<uint8_t, V / 4> four;
+#pragma unroll
+    for (int j = 0; j < V; j += 4) {
+      four.v[j / 4] = static_cast<uint8_t>(best.position[j] | best.position[j + 1] << 2 |
+                                           best.position[j + 2] << 4 | best.position[j + 3] << 6);
+    }
+    four.store(arg + static_cast<size_t>(i) * (V / 4));
+  }
 }
 
-template <class T, int V, int kSide, bool kPadded>
+// arg2 where channels fill no vector: a thread owns a byte of positions.
+template <class T>
+__global__ __launch_bounds__(kPoolThreads) void max_pool2d_fwd_vectorized_bytes_kernel(
+    const T* __restrict__ x,    // [N,H,W,C]
+    T* __restrict__ y,          // [N,P,Q,C]
+    uint8_t* __restrict__ arg,  // [N,P,Q,ceil(C/4)]
+    const __grid_constant__ PoolShape g) {
+  const unsigned i = blockIdx.x * kPoolThreads + threadIdx.x;
+  const unsigned bytes = static_cast<unsigned>(g.c + 3) / 4, pixel = i / bytes;
+  if (pixel >= static_cast<unsigned>(g.elements / g.c)) return;
+  const unsigned first = pixel * g.c + (i - pixel * bytes) * 4;  // element of y
+  const unsigned end = min(first + 4, (pixel + 1) * g.c);
+  int positions = 0;
+  for (unsigned element = first; element < end; ++element) {
+    const PoolWindow at = pool_window<1>(element, g);
+    Best<1> best(max(0, -at.h) * g.s + max(0, -at.w));
+    for (int k = 0; k < g.r * g.s; ++k) {
+      best.take(load_tap<T, 1, true>(x, g, at, k / g.s, k % g.s, -INFINITY), k);
+    }
+    y[element] = from_float<T>(best.value[0]);
+    positions |= best.position[0] << (2 * (element - first));
+  }
+  arg[i] = static_cast<uint8_t>(positions);
+}
+
+template <class T, int V, int kSide, bool kPadded, PoolArg kArg>
 void launch(const MaxPool2dFwd::Args& a, const PoolShape& g, Stream stream) {
   const unsigned blocks = grid_for(g.elements / V, kPoolThreads);
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
   uint8_t* arg = static_cast<uint8_t*>(a.arg);
-  if (arg) {
-    max_pool2d_fwd_vectorized_kernel<T, V, kSide, kPadded, true>
-        <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
-    check_launch("max_pool2d_fwd_vectorized_kernel (arg)");
+  max_pool2d_fwd_vectorized_kernel<T, V, kSide, kPadded, kArg>
+      <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
+  check_launch("max_pool2d_fwd_vectorized_kernel");
+}
+
+template <class T>
+void launch_bytes(const MaxPool2dFwd::Args& a, const PoolShape& g, Stream stream) {
+  const unsigned blocks = grid_for(1LL * g.elements / g.c * ceil_div(g.c, 4), kPoolThreads);
+  max_pool2d_fwd_vectorized_bytes_kernel<T><<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(
+      static_cast<const T*>(a.x), static_cast<T*>(a.y), static_cast<uint8_t*>(a.arg), g);
+  check_launch("max_pool2d_fwd_vectorized_bytes_kernel");
+}
+
+using Launch = void (*)(const MaxPool2dFwd::Args&, const PoolShape&, Stream);
+
+template <class T, PoolArg kArg>
+Launch launcher(const MaxPool2dProblem& p) {
+  constexpr int V = kVec16<T>;
+  if (p.c % V == 0) {
+    if (p.r == 2 && p.s == 2 && p.pad_h == 0 && p.pad_w == 0) return launch<T, V, 2, false, kArg>;
+    if constexpr (kArg != PoolArg::kArg2) {
+      if (p.r == 3 && p.s == 3) return launch<T, V, 3, true, kArg>;
+    }
+    return launch<T, V, 0, true, kArg>;
+  }
+  if constexpr (kArg == PoolArg::kArg2) {
+    return launch_bytes<T>;
   } else {
-    max_pool2d_fwd_vectorized_kernel<T, V, kSide, kPadded, false>
-        <<<blocks, kPoolThreads, 0, cuda_stream(stream)>>>(x, y, arg, g);
-    check_launch("max_pool2d_fwd_vectorized_kernel");
+    return launch<T, 1, 0, true, kArg>;
   }
 }
 
 template <class T>
 Plan<MaxPool2dFwd::Args> plan(const MaxPool2dProblem& p) {
-  constexpr int V = kVec16<T>;
-  auto run = launch<T, 1, 0, true>;
-  if (p.c % V == 0) {
-    run = p.r == 2 && p.s == 2 && p.pad_h == 0 && p.pad_w == 0 ? launch<T, V, 2, false>
-          : p.r == 3 && p.s == 3                               ? launch<T, V, 3, true>
-                                                               : launch<T, V, 0, true>;
-  }
+  const Launch run = p.arg == PoolArg::kArg2   ? launcher<T, PoolArg::kArg2>(p)
+                     : p.arg == PoolArg::kArg8 ? launcher<T, PoolArg::kArg8>(p)
+                                               : launcher<T, PoolArg::kNone>(p);
   return make_plan<MaxPool2dFwd::Args>(
       0, [run, g = make_pool_shape(p)](const auto& a, void*, Stream stream) { run(a, g, stream); });
 }

@@ -73,7 +73,12 @@ Problem parse_window(std::string_view op, std::string_view text, std::vector<std
   std::tie(p.r, p.s) = in.pair("r");
   std::tie(p.stride_h, p.stride_w) = in.pair("st", {p.r, p.s});
   std::tie(p.pad_h, p.pad_w) = in.pair("p", {0, 0});
-  if constexpr (requires { p.arg; }) p.arg = in.flag("arg8") ? PoolArg::kArg8 : PoolArg::kNone;
+  if constexpr (requires { p.arg; }) {
+    if (in.flag("arg8") && in.flag("arg2")) {
+      fail_problem(op, std::string(text.substr(text.find(':') + 1)), "has two encodings, at most one goes");
+    }
+    p.arg = in.flag("arg8") ? PoolArg::kArg8 : in.flag("arg2") ? PoolArg::kArg2 : PoolArg::kNone;
+  }
   p.dtype = dtype;
   p.validate();
   return p;
@@ -146,11 +151,18 @@ TensorSpec output(TensorSpec spec, Check check, double terms = 1) {
   return spec;
 }
 
-// The saved positions, a tensor shaped like `like`.
-TensorSpec positions(TensorSpec like, DType dtype, Role role) {
+// The saved positions.
+TensorSpec positions(std::vector<int64_t> shape, DType dtype, Role role) {
   const Fill fill = role == Role::kIn ? Fill::kDerived : Fill::kReal;
-  return {
-      .name = "arg", .shape = like.shape, .dtype = dtype, .role = role, .fill = fill, .check = Check::kExact};
+  return {.name = "arg",
+          .shape = std::move(shape),
+          .dtype = dtype,
+          .role = role,
+          .fill = fill,
+          .check = Check::kExact};
+}
+std::vector<int64_t> arg_shape(const MaxPool2dProblem& p) {
+  return {p.n, p.p(), p.q(), p.arg_bytes_per_pixel()};
 }
 
 }  // namespace
@@ -158,11 +170,11 @@ TensorSpec positions(TensorSpec like, DType dtype, Role role) {
 // max_pool2d
 
 std::string MaxPool2dProblem::str() const {
-  return write_window(*this).flag("arg8", arg == PoolArg::kArg8).str();
+  return write_window(*this).flag("arg8", arg == PoolArg::kArg8).flag("arg2", arg == PoolArg::kArg2).str();
 }
 
 MaxPool2dProblem MaxPool2dProblem::parse(std::string_view text, DType dtype) {
-  return parse_window<MaxPool2dProblem>("max_pool2d", text, {"arg8"}, dtype);
+  return parse_window<MaxPool2dProblem>("max_pool2d", text, {"arg8", "arg2"}, dtype);
 }
 
 void MaxPool2dProblem::validate() const {
@@ -170,23 +182,26 @@ void MaxPool2dProblem::validate() const {
   if (arg == PoolArg::kArg8 && 1LL * r * s > 256) {
     fail_problem("max_pool2d", str(), "arg8 needs a window of at most 256 elements");
   }
+  if (arg == PoolArg::kArg2 && (r != 2 || s != 2)) {
+    fail_problem("max_pool2d", str(), "arg2 needs a window of 2x2");
+  }
 }
 
 std::vector<TensorSpec> MaxPool2dFwd::tensors(const MaxPool2dProblem& p) {
-  const Role arg_role = p.arg == PoolArg::kArg8 ? Role::kOut : Role::kAbsent;
+  const Role arg_role = p.arg != PoolArg::kNone ? Role::kOut : Role::kAbsent;
   return {x_like(p, "x"), output(y_like(p, "y"), Check::kExact),
-          positions(y_like(p, "y"), DType::kU8, arg_role)};
+          positions(arg_shape(p), DType::kU8, arg_role)};
 }
 
 double MaxPool2dFwd::compulsory_bytes(const MaxPool2dProblem& p) {
-  return forward_bytes(p) + (p.arg == PoolArg::kArg8 ? 1.0 * p.n * p.p() * p.q() * p.c : 0.0);
+  return forward_bytes(p) + 1.0 * p.n * p.p() * p.q() * p.arg_bytes_per_pixel();
 }
 
 std::vector<TensorSpec> MaxPool2dBwd::tensors(const MaxPool2dProblem& p) {
   if (p.arg == PoolArg::kNone) {
-    fail_problem("max_pool2d", p.str(), "the backward pass needs the saved positions: add arg8");
+    fail_problem("max_pool2d", p.str(), "the backward pass needs the saved positions: add arg8 or arg2");
   }
-  return {y_like(p, "dy"), positions(y_like(p, "y"), DType::kU8, Role::kIn),
+  return {y_like(p, "dy"), positions(arg_shape(p), DType::kU8, Role::kIn),
           output(x_like(p, "dx"), Check::kSum, overlap(p))};
 }
 
@@ -232,14 +247,14 @@ void GlobalMaxPoolProblem::validate() const { validate_image("global_max_pool", 
 
 std::vector<TensorSpec> GlobalMaxPoolFwd::tensors(const GlobalMaxPoolProblem& p) {
   return {x_like(p, "x"), output(channels_like(p, "y"), Check::kExact),
-          positions(channels_like(p, "y"), DType::kI32, p.arg ? Role::kOut : Role::kAbsent)};
+          positions({p.n, p.c}, DType::kI32, p.arg ? Role::kOut : Role::kAbsent)};
 }
 
 std::vector<TensorSpec> GlobalMaxPoolBwd::tensors(const GlobalMaxPoolProblem& p) {
   if (!p.arg) {
     fail_problem("global_max_pool", p.str(), "the backward pass needs the saved positions: add arg32");
   }
-  return {channels_like(p, "dy"), positions(channels_like(p, "y"), DType::kI32, Role::kIn),
+  return {channels_like(p, "dy"), positions({p.n, p.c}, DType::kI32, Role::kIn),
           output(x_like(p, "dx"), Check::kExact)};
 }
 

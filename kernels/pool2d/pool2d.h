@@ -26,7 +26,9 @@
 namespace kiln {
 
 // How max_pool2d saves the position of the maximum. kArg8: one byte an output, r*S+s within the window.
-enum class PoolArg { kNone, kArg8 };
+// kArg2, for 2x2 windows: two bits an output, r*2+s; channel c is in bits 2*(c%4) of byte c/4 of its pixel,
+// and bits of channels beyond C are 0.
+enum class PoolArg { kNone, kArg8, kArg2 };
 
 struct MaxPool2dProblem {
   int n = 1, h = 1, w = 1, c = 1;
@@ -38,7 +40,11 @@ struct MaxPool2dProblem {
 
   int p() const { return (h + 2 * pad_h - r) / stride_h + 1; }
   int q() const { return (w + 2 * pad_w - s) / stride_w + 1; }
-  // "n512_h32_w32_c64_r2_st2_p0[_arg8]"; w defaults to h, st to r, p to 0.
+  // Bytes that hold the positions of one output pixel.
+  int arg_bytes_per_pixel() const {
+    return arg == PoolArg::kNone ? 0 : arg == PoolArg::kArg8 ? c : c / 4 + (c % 4 != 0);
+  }
+  // "n512_h32_w32_c64_r2_st2_p0[_arg8|_arg2]"; w defaults to h, st to r, p to 0.
   std::string str() const;
   static MaxPool2dProblem parse(std::string_view text, DType dtype);
   void validate() const;
@@ -51,7 +57,7 @@ struct MaxPool2dFwd {
   struct Args {
     const void* x;  // [N,H,W,C] dtype
     void* y;        // [N,P,Q,C] dtype
-    void* arg;      // [N,P,Q,C] uint8 for kArg8, null for kNone
+    void* arg;      // uint8: [N,P,Q,C] for kArg8, [N,P,Q,ceil(C/4)] for kArg2; null for kNone
   };
   static std::vector<TensorSpec> tensors(const Problem&);
   static double flops(const Problem& p) { return 1.0 * p.n * p.p() * p.q() * p.c * (p.r * p.s - 1); }
@@ -65,7 +71,7 @@ struct MaxPool2dBwd {
   using Problem = MaxPool2dProblem;
   struct Args {
     const void* dy;   // [N,P,Q,C] dtype
-    const void* arg;  // [N,P,Q,C] uint8
+    const void* arg;  // uint8: [N,P,Q,C] for kArg8, [N,P,Q,ceil(C/4)] for kArg2
     void* dx;         // [N,H,W,C] dtype
   };
   static std::vector<TensorSpec> tensors(const Problem&);  // throws Error for kNone

@@ -241,7 +241,7 @@ int choose(const SoftmaxXentProblem& p, const Device& device, std::string_view n
   for (size_t i = 0; i < names.size(); ++i) {
     if (names[i] == name) return kBlocks[i];
   }
-  fail_usage("softmax_xent: unknown config '" + std::string(name) + "' of register_row; known: b8, b4, b16");
+  fail_usage("unknown config '" + std::string(name) + "'; known: b8, b4, b16");
 }
 
 template <class T, int kWarps, int kHeld, bool kWhole, bool kGradient, class Args>

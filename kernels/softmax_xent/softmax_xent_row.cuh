@@ -115,14 +115,13 @@ __device__ __forceinline__ void softmax_xent_finish(float loss, float correct, i
 }
 
 // The plan of a kernel of `blocks` blocks that ends with softmax_xent_finish: `launch(args, partial, done,
-// stream)` with everything else captured by value. Workspace: [blocks,2] fp32. Launches of one binding must
-// not overlap, as they write the same outputs.
+// stream)` with everything else captured by value. Workspace: [blocks,2] fp32.
 template <class Args, class Launch>
 Plan<Args> softmax_xent_plan(int blocks, Launch launch) {
   const size_t bytes = blocks > 1 ? 2 * sizeof(float) * static_cast<size_t>(blocks) : 0;
-  return Plan<Args>(bytes, [blocks, launch](const Args& args, void* workspace) {
+  const auto counter = blocks > 1 ? zeroed_counters(1) : nullptr;
+  return Plan<Args>(bytes, [launch, counter](const Args& args, void* workspace) {
     require_aligned_args(&args, sizeof args);
-    const auto counter = blocks > 1 ? zeroed_counters(1) : nullptr;
     return Bound([args, workspace, launch, counter](Stream stream) {
       unsigned* done = counter ? static_cast<unsigned*>(counter->data()) : nullptr;
       launch(args, static_cast<float*>(workspace), done, stream);

@@ -188,8 +188,7 @@ Config choose(const SoftmaxXentProblem& p, std::string_view name) {
   for (const Config& config : kConfigs) {
     if (config_name(config) == name) return config;
   }
-  fail_usage("softmax_xent: unknown config '" + std::string(name) +
-             "' of warp_tile; known: w4, w8, w16, one");
+  fail_usage("unknown config '" + std::string(name) + "'; known: w4, w8, w16, one");
 }
 
 template <class T, int kMost, bool kGradient, class Args>

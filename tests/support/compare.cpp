@@ -159,6 +159,49 @@ HostTensor mask_of(const TensorSpec& spec, const std::vector<TensorSpec>& specs,
   return mask;
 }
 
+// What a Check::kOwn output must be.
+HostTensor own_of(const Case& c, const TensorSpec& spec, const std::vector<TensorSpec>& specs,
+                  const std::vector<TensorView>& got, const HostTensors& inputs) {
+  std::vector<const void*> tensors;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    tensors.push_back(specs[i].is_output() ? got[i].data : inputs[i].data.data());
+  }
+  HostTensor own(spec);
+  own.data = c.pass->positions(c.pass->parse(c.problem, c.dtype), tensors);
+  return own;
+}
+
+// What a Check::kMean or kVariance output must be: that of each channel of the same run's "y".
+HostTensor statistic_of(const TensorSpec& spec, const std::vector<TensorSpec>& specs,
+                        const std::vector<TensorView>& got) {
+  constexpr int64_t kParts = 64;
+  size_t y = 0;
+  while (specs[y].name != "y") ++y;
+  const int64_t channels = specs[y].shape.back(), pixels = specs[y].elements() / channels;
+  std::vector<double> mean(channels), squares(channels);
+  for (const bool centred : {false, true}) {
+    std::vector<double> sums(kParts * channels);
+#pragma omp parallel for schedule(static) if (specs[y].elements() > 65536)
+    for (int64_t part = 0; part < kParts; ++part) {
+      for (int64_t pixel = pixels * part / kParts; pixel < pixels * (part + 1) / kParts; ++pixel) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const double value = got[y].value(pixel * channels + c) - mean[c];
+          sums[part * channels + c] += centred ? value * value : value;
+        }
+      }
+    }
+    std::vector<double>& of = centred ? squares : mean;
+    for (int64_t i = 0; i < kParts * channels; ++i) {
+      of[i % channels] += sums[i] / static_cast<double>(pixels);
+    }
+  }
+  HostTensor statistic(spec);
+  for (int64_t c = 0; c < channels; ++c) {
+    statistic.as<float>()[c] = static_cast<float>(spec.check == Check::kMean ? mean[c] : squares[c]);
+  }
+  return statistic;
+}
+
 }  // namespace
 
 Verdict compare(const Case& c, const std::vector<TensorView>& got, const Reference& want) {
@@ -175,12 +218,23 @@ Verdict compare(const Case& c, const std::vector<TensorView>& got, const Referen
       spec.check = Check::kExact;
       rms = rms_of(*reference, spec.elements());
     }
-    std::optional<HostTensor> mask;
-    TensorView mask_view;
+    std::optional<HostTensor> derived;
+    TensorView derived_view;
     if (spec.check == Check::kMask) {
-      mask_view = {spec.dtype, mask.emplace(mask_of(spec, specs, got)).data.data()};
-      reference = &mask_view;
+      derived_view = {spec.dtype, derived.emplace(mask_of(spec, specs, got)).data.data()};
+      reference = &derived_view;
       rms = 0;
+    }
+    if (spec.check == Check::kOwn) {
+      derived_view = {spec.dtype, derived.emplace(own_of(c, spec, specs, got, want.inputs)).data.data()};
+      reference = &derived_view;
+      rms = 0;
+    }
+    if (spec.check == Check::kMean || spec.check == Check::kVariance) {
+      derived_view = {spec.dtype, derived.emplace(statistic_of(spec, specs, got)).data.data()};
+      reference = &derived_view;
+      rms = rms_of(*reference, spec.elements());
+      if (!std::isfinite(rms)) return wrong_verdict(c, "the run's y is not finite");
     }
     if (!std::isfinite(rms)) return wrong_verdict(c, "the judge's '" + spec.name + "' is not finite");
     const Tolerance tolerance = tolerance_for(spec, c.dtype, c.mode, c.peer, rms);

@@ -172,12 +172,62 @@ std::string batchnorm_moments(const Trial& trial) {
   return "";
 }
 
+// Whether the images of a batchnorm hold a window of 2x2.
+bool has_windows(const Trial& trial, const std::string& text) {
+  const Probe probe(trial, "fwd_apply", text);
+  Probe copy = probe;
+  return copy.in("x").spec.shape[1] >= 2 && copy.in("x").spec.shape[2] >= 2;
+}
+
+// With a pool behind it y is the maximum over each window of what y is without, and arg says where that is.
+std::string batchnorm_pool(const Trial& trial) {
+  Draws d(trial.seed + 8000009);
+  static const char* const kActs[] = {"", "_relu", "_relu6"};
+  std::string text;
+  uint64_t seed = trial.seed;
+  do {
+    text = random_problem(trial.op, seed);
+    seed += 1000003;
+  } while (!has_windows(trial, text));
+  text += kActs[d.below(3)];
+  Probe plain(trial, "fwd_given", text, true), pooled(trial, "fwd_given", text + "_max2", true);
+  for (const char* name : {"x", "gamma", "beta", "mean", "var", "running_mean", "running_var"}) {
+    pooled.in(name).data = plain.in(name).data;
+  }
+  for (const std::string& impl : pooled.impls()) {
+    const HostTensors out = pooled.run(impl), single = plain.run(impl);
+    const HostTensor &y = output(out, "y"), &of = output(single, "y"), &arg = output(out, "arg");
+    const std::vector<int64_t> in = of.spec.shape, to = y.spec.shape;
+    const int64_t row_bytes = arg.spec.shape[3], channels = to[3];
+    for (int64_t i = 0; i < y.spec.elements(); ++i) {
+      const int64_t c = i % channels, window = i / channels;
+      const int64_t q = window % to[2], p = window / to[2] % to[1], n = window / to[2] / to[1];
+      const auto at = [&](int64_t k) {
+        return value(of, ((n * in[1] + 2 * p + k / 2) * in[2] + 2 * q + k % 2) * channels + c);
+      };
+      const double largest = std::max(std::max(at(0), at(1)), std::max(at(2), at(3)));
+      const double got = value(y, i), tolerance = pooled.unit_rounding("y") * std::abs(largest);
+      const int64_t position = arg.data[static_cast<size_t>(window * row_bytes + c / 4)] >> c % 4 * 2 & 3;
+      const std::string element = "y[" + std::to_string(i) + "]";
+      if (!near(got, largest, tolerance)) {
+        return differs(pooled.label(impl), element, got, largest, tolerance);
+      }
+      if (!near(at(position), got, tolerance)) {
+        return differs(pooled.label(impl), element + " at its position", at(position), got, tolerance);
+      }
+    }
+  }
+  return "";
+}
+
 // dx sums to 0 in each channel, and to next to nothing times x: a shift or a scale of x changes no output.
 std::string batchnorm_gradients(const Trial& trial) {
   Draws d(trial.seed + 7000003);
-  static const char* const kFlags[] = {"",      "_relu", "_relu6",    "_gelu",
-                                       "_silu", "_res",  "_res_relu", "_res_relu6"};
-  Probe probe(trial, "bwd", random_problem(trial.op, trial.seed) + kFlags[d.below(8)], true);
+  static const char* const kFlags[] = {"",     "_relu",     "_relu6",     "_gelu", "_silu",
+                                       "_res", "_res_relu", "_res_relu6", "_max2", "_relu_max2"};
+  const std::string text = random_problem(trial.op, trial.seed), flags = kFlags[d.below(10)];
+  const bool fits = flags.find("max2") == std::string::npos || has_windows(trial, text);
+  Probe probe(trial, "bwd", fits ? text + flags : text, true);
   const HostTensor &x = probe.in("x"), &dy = probe.in("dy");
   const int64_t channels = x.spec.shape.back(), count = x.spec.elements() / channels;
   const double m = static_cast<double>(count);
@@ -188,11 +238,13 @@ std::string batchnorm_gradients(const Trial& trial) {
       const double mean = value(probe.in("saved_mean"), c), rstd = value(probe.in("saved_rstd"), c);
       const double gamma = value(probe.in("gamma"), c), dgamma = value(output(out, "dgamma"), c);
       double sum = 0, along_x = 0, gradients = 0, largest = 0, spread = 0;
+      for (int64_t i = c; i < dy.spec.elements(); i += channels) {
+        gradients += 1.2 * std::abs(value(dy, i));  // gelu's slope goes up to 1.13
+      }
       for (int64_t i = c; i < x.spec.elements(); i += channels) {
         const double normal = (value(x, i) - mean) * rstd;
         sum += value(dx, i);
         along_x += value(dx, i) * normal;
-        gradients += 1.2 * std::abs(value(dy, i));  // gelu's slope goes up to 1.13
         largest = std::max(largest, std::abs(value(x, i)) * rstd);
         spread = std::max(spread, std::abs(normal));
       }
@@ -225,6 +277,7 @@ std::vector<Property> layer_properties() {
   list.push_back({"softmax_xent", "rows", {"fwd_bwd"}, softmax_rows, 3});
   list.push_back({"batchnorm", "moments", {"fwd_train"}, batchnorm_moments, 3});
   list.push_back({"batchnorm", "gradients", {"bwd"}, batchnorm_gradients, 3});
+  list.push_back({"batchnorm", "pool", {"fwd_given", "fwd_apply"}, batchnorm_pool, 2});
   return list;
 }
 

@@ -145,7 +145,8 @@ std::string random_roomy_problem(std::string_view op, uint64_t seed) {
 
 std::string random_conv2d(std::string_view pass, uint64_t seed) {
   using Flags = std::vector<std::string>;
-  static const Flags kFwd = {"_bias", "_scale_bias_relu", "_scale_bias_res_relu6", "_res", "_bias_gelu"};
+  static const Flags kFwd = {"_bias",  "_scale_bias_relu", "_scale_bias_res_relu6", "_res", "_bias_gelu",
+                             "_stats", "_bias_stats"};
   static const Flags kDgrad = {"_acc"}, kWgrad = {"_bias"};
   const Flags& flags = pass == "fwd" ? kFwd : pass == "dgrad" ? kDgrad : kWgrad;
   Draws d(seed);

@@ -54,8 +54,13 @@ class NetworkWalk {
     add(id + ".add", "add", image(), "");
     if (!act.empty()) add(id + "." + act, act.c_str(), image(), "");
   }
+  // A batchnorm with its activation and the pool behind both.
+  void batchnorm_pool(const std::string& id, const std::string& act) {
+    add(id + "+" + act + "+pool", "batchnorm", image() + "_" + act + "_max2", "");
+  }
   void max_pool(const std::string& id) {
     add(id, "max_pool2d", image() + "_r2_st2_p0_arg8", "");
+    add(id, "max_pool2d", image() + "_r2_st2_p0_arg2", "");
     add(id, "max_pool2d", image() + "_r2_st2_p0", "fwd");
     h_ /= 2;
   }
@@ -98,6 +103,7 @@ std::vector<NamedProblem> small_cnn(long long batch) {
       const std::string at = std::to_string(2 * (stage - 1) + i);
       net.conv("conv" + at, 16 << stage, 3, 1);
       net.batchnorm_act("bn" + at, "relu");
+      if (i == 2) net.batchnorm_pool("bn" + at, "relu");
     }
     net.max_pool("pool" + std::to_string(stage));
   }
@@ -237,6 +243,21 @@ std::vector<NamedProblem> peer_problems() {
                         "_r" + num(v.r) + (v.stride > 1 ? "_st" + num(v.stride) : ""),
                     ""});
   }
+  for (const char* pooled :
+       {"n512_h32_w32_c32_k32_r3", "n512_h16_w16_c64_k64_r3", "n512_h8_w8_c128_k128_r3"}) {
+    for (const char* end : {"_scale_bias_relu", "_scale_bias_relu_max2", "_bias_relu_max2_arg2"}) {
+      list.push_back({std::string("small_cnn.pooled.") + pooled, "conv2d", std::string(pooled) + end, "fwd"});
+    }
+  }
+  for (const char* counted :
+       {"n512_h32_w32_c64_k64_r3", "n512_h32_w32_c64_k128_r3_st2", "n512_h16_w16_c128_k128_r3",
+        "n512_h8_w8_c256_k256_r3", "n512_h4_w4_c512_k512_r3", "n512_h32_w32_c64_k128_r1_st2",
+        "n512_h32_w32_c16_k96_r1", "n512_h32_w32_c96_k24_r1", "n512_h4_w4_c960_k160_r1"}) {
+    list.push_back({std::string("counted.") + counted, "conv2d", std::string(counted) + "_stats", "fwd"});
+  }
+  for (const char* gated : {"n512_h32_w32_c64_k64_r3_drelu", "n512_h8_w8_c256_k256_r3_drelu"}) {
+    list.push_back({std::string("gated.") + gated, "conv2d", gated, "dgrad"});
+  }
   for (const Conv& v : {Conv{"mobilenet_v2.depthwise.32", 512, 32, 32, 32, 3, 1},
                         {"mobilenet_v2.depthwise.96", 512, 96, 32, 96, 3, 1},
                         {"mobilenet_v2.depthwise.144", 512, 144, 32, 144, 3, 2},
@@ -264,13 +285,20 @@ std::vector<NamedProblem> peer_problems() {
                          {"airbench.block1.bn1", 2000, 64, 15},
                          {"airbench.block2.bn1", 2000, 256, 7}}) {
     list.push_back({v.label, "batchnorm", text(v), "fwd_train,bwd"});
-    list.push_back({v.label + std::string("+relu"), "batchnorm", text(v) + "_relu", "fwd_train,bwd"});
+    list.push_back(
+        {v.label + std::string("+relu"), "batchnorm", text(v) + "_relu", "fwd_train,fwd_given,bwd"});
+  }
+  for (const Image& v : {Image{"small_cnn.bn2+relu+pool", 512, 32, 32},
+                         {"small_cnn.bn4+relu+pool", 512, 64, 16},
+                         {"small_cnn.bn6+relu+pool", 512, 128, 8}}) {
+    list.push_back({v.label, "batchnorm", text(v) + "_relu_max2", "fwd_train,fwd_given,bwd"});
   }
   for (const Image& v : {Image{"pool.512.64", 512, 64, 32},
                          {"airbench.block1.pool", 2000, 64, 31},
                          {"airbench.block2.pool", 2000, 256, 15},
                          {"pool.512.256", 512, 256, 8}}) {
     list.push_back({v.label, "max_pool2d", text(v) + "_r2_st2_p0_arg8", ""});
+    list.push_back({v.label, "max_pool2d", text(v) + "_r2_st2_p0_arg2", ""});
     list.push_back({v.label, "avg_pool2d", text(v) + "_r2_st2_p0", ""});
     list.push_back({v.label, "global_max_pool", text(v) + "_arg32", ""});
     list.push_back({v.label, "global_avg_pool", text(v), "fwd"});

@@ -124,7 +124,8 @@ std::vector<NamedProblem> test_convolutions() {
     add("image", input);
   }
   // wgrad: parts of unequal tiles, taps that never leave the padding, blocks of images with a rest, maps that
-  // are walked by rows, one column tile, one part, fewer steps than blocks that share them.
+  // are walked by rows, one column tile, one part, fewer steps than blocks that share them, equal shares of
+  // taps of unequal length.
   for (const char* sums :
        {"n70_h4_w4_c72_k136_r3",   "n100_h8_w8_c64_k40_r3_st2",  "n130_h3_w3_c128_k72_r3",
         "n70_h2_w2_c128_k8_r7",    "n66_h5_w3_c40_k24_r3x5",     "n200_h4_w4_c128_k24_r3_st2x1",
@@ -133,7 +134,8 @@ std::vector<NamedProblem> test_convolutions() {
         "n3_h4_w62_c8_k8_r3_p1x2", "n140_h16_w16_c16_k16_r3",    "n600_h4_w4_c64_k16_r3",
         "n2_h33_w30_c64_k64_r3",   "n3_h15_w15_c24_k16_r3_bias", "n90_h4_w4_c64_k16_r3_bias",
         "n520_h3_w3_c64_k24_r3",   "n40_h4_w4_c264_k136_r1",     "n2_h6_w6_c128_k264_r3",
-        "n300_h2_w2_c72_k72_r2",   "n1_h3_w2_c8_k8_r3_p0x1",     "n160_h8_w8_c8_k264_r1"}) {
+        "n300_h2_w2_c72_k72_r2",   "n1_h3_w2_c8_k8_r3_p0x1",     "n160_h8_w8_c8_k264_r1",
+        "n500_h2_w2_c512_k8_r3",   "n500_h3_w3_c256_k8_r3"}) {
     add("sums", sums, "wgrad");
   }
   // One output pixel of many images a tile: images that fill no tile, pixels without a tap or with some, all
@@ -147,6 +149,12 @@ std::vector<NamedProblem> test_convolutions() {
   add("pixel", "n150_h8_w7_c40_k72_r3_st2_bias", "fwd");
   add("pixel", "n260_h3_w4_c40_k40_r3_cs48_bias", "fwd");
   add("pixel", "n260_h3_w3_c72_k40_r3_acc", "dgrad");
+  // Behind strides: classes without a pixel, a tap or either, maps whose last rows no tap meets.
+  for (const char* strided :
+       {"n130_h8_w8_c128_k72_r3_st2", "n140_h7_w5_c136_k24_r3_st2_acc", "n130_h4_w6_c64_k40_r2_st3_p0",
+        "n200_h3_w2_c40_k72_r1_st2", "n129_h6_w5_c128_k16_r5x3_st3x2_p2x1", "n130_h5_w7_c72_k64_r3_st4_p0"}) {
+    add("pixel", strided, "dgrad");
+  }
   add("pixel", "n150_h24_w20_c8_k8_r3_acc", "dgrad");
   // Few channels: the 2x2 filter of whitening, tiles of several images and of one row, blocks of several
   // tiles, filters of more than 32 terms or 64 channels.
@@ -193,6 +201,52 @@ std::vector<NamedProblem> test_convolutions() {
                            "n66_h3_w3_c64_k264_r3_scale_bias_res_relu",
                            "n130_h4_w4_c64_k72_r3_bias_res_relu6", "n130_h4_w4_c64_k72_r3_scale"}) {
     add("epilogue", many, "fwd");
+  }
+  // Statistics of y: odd channels, tiles of one image and of several, whole map rows, swept maps, many images
+  // of a pixel, lines and boxes of pixels, tiles that two blocks share, last tiles with few pixels, blocks of
+  // many tiles, several column tiles, few channels, one pixel.
+  for (const char* counted : {"n2_h7_w9_c17_k17_r3",          "n2_h7_w9_c17_k17_r3_bias",
+                              "n2_h7_w9_c20_k20_r3_bias",     "n1_h1_w1_c64_k64_r3",
+                              "n3_h8_w8_c64_k72_r3",          "n3_h8_w8_c64_k72_r3_bias",
+                              "n2_h32_w32_c64_k64_r3",        "n2_h15_w15_c24_k40_r3",
+                              "n2_h15_w15_c40_k136_r3_bias",  "n2_h9_w9_c8_k16_r3_st2",
+                              "n2_h9_w7_c264_k264_r3_st2",    "n140_h16_w16_c16_k16_r3_bias",
+                              "n140_h16_w16_c48_k8_r3x1",     "n400_h32_w32_c8_k8_r3x1",
+                              "n130_h4_w4_c64_k72_r3_bias",   "n66_h3_w3_c64_k264_r3",
+                              "n150_h8_w8_c64_k16_r3",        "n150_h8_w7_c40_k72_r3_st2_bias",
+                              "n3_h32_w32_c64_k128_r1_st2",   "n3_h7_w9_c24_k144_r1_bias",
+                              "n5_h8_w8_c24_k96_r1",          "n9_h4_w4_c576_k160_r1_bias",
+                              "n131_h15_w17_c8_k160_r1_bias", "n132_h16_w16_c16_k96_r1",
+                              "n132_h15_w16_c16_k192_r1",     "n281_h31_w33_c8_k24_r1_bias",
+                              "n3_h31_w31_c3_k24_r3_cs8",     "n5_h7_w9_c5_k72_r3_st2_cs6_bias",
+                              "n2_h8_w8_c64_k10_r3"}) {
+    add("statistics", std::string(counted) + "_stats", "fwd");
+  }
+  // A pooled output: maps with an odd side, channels that fill no byte, tiles of several rows, of several
+  // images and of the whole map, more tiles than blocks, several column tiles.
+  for (const char* shape : {"n2_h7_w9_c17_k17_r3",      "n2_h7_w9_c20_k10_r3_st2",  "n3_h8_w8_c64_k72_r3",
+                            "n2_h32_w32_c32_k32_r3",    "n3_h16_w16_c64_k64_r3",    "n5_h8_w8_c128_k128_r3",
+                            "n2_h16_w16_c64_k200_r3",   "n9_h8_w8_c64_k264_r3",     "n2_h9_w16_c64_k64_r3",
+                            "n2_h15_w15_c24_k40_r3",    "n150_h8_w8_c64_k16_r3",    "n34_h32_w32_c8_k8_r3",
+                            "n2_h16_w8_c64_k24_r5",     "n2_h2_w2_c8_k8_r1",        "n1_h5_w5_c8_k4_r3x1_p0",
+                            "n3_h16_w24_c64_k48_r2_p0", "n3_h31_w31_c3_k24_r3_cs8", "n3_h8_w8_c32_k64_r1",
+                            "n4_h4_w4_c64_k64_r3",      "n1_h64_w64_c8_k16_r3"}) {
+    for (const char* epilogue : {"_max2", "_max2_arg2", "_bias_relu_max2_arg2", "_scale_bias_relu_max2",
+                                 "_scale_bias_res_relu6_max2_arg2"}) {
+      add("pooled", std::string(shape) + epilogue, "fwd");
+    }
+  }
+  // Back through the activation whose output the convolution read.
+  for (const char* shape :
+       {"n2_h7_w9_c17_k17_r3",       "n2_h7_w9_c20_k20_r3",      "n3_h8_w8_c64_k72_r3",
+        "n2_h32_w32_c64_k64_r3",     "n5_h8_w8_c128_k128_r3",    "n3_h8_w8_c264_k64_r3",
+        "n2_h15_w15_c24_k40_r3",     "n2_h15_w15_c40_k136_r3",   "n3_h7_w9_c24_k144_r1",
+        "n5_h8_w8_c24_k96_r1",       "n9_h4_w4_c576_k160_r1",    "n130_h4_w4_c64_k72_r3",
+        "n150_h24_w20_c8_k8_r3",     "n260_h3_w3_c72_k40_r3",    "n2_h9_w9_c8_k16_r3_st2",
+        "n3_h32_w32_c64_k72_r3_st2", "n2_h8_w8_c64_k10_r3",      "n2_h32_w32_c3_k32_r3",
+        "n2_h32_w32_c3_k32_r3_cs8",  "n1_h8_w8_c16_k16_r3_cs18", "n131_h15_w17_c160_k8_r1",
+        "n2_h9_w9_c24_k16_r3_st1x2", "n66_h3_w3_c264_k64_r3",    "n2_h8_w8_c32_k64_r5"}) {
+    for (const char* act : {"_drelu", "_drelu6"}) add("gated", std::string(shape) + act, "dgrad");
   }
   return list;
 }
@@ -293,6 +347,19 @@ std::vector<NamedProblem> test_other_layers() {
   }
   add("batchnorm", "n1_h1_w1_c16",
       "fwd_train,fwd_apply,fwd_infer");  // one value a channel: no gradient passes
+  // Windows of 2x2 behind it: odd maps, whose last row or column is in none; one window; channels that fill
+  // no vector and no byte of positions; more windows than a launch has threads; tiles of channels.
+  for (const char* act : {"", "_relu", "_relu6"}) {
+    for (const std::string& image : Texts{"n2_h8_w8", "n2_h7_w9", "n3_h2_w2", "n1_h15_w6"}) {
+      for (const int c : {1, 10, 12, 24, 264}) {
+        add("batchnorm", image + channels(c) + act + "_max2");
+      }
+    }
+  }
+  for (const char* text : {"n40_h16_w16_c32_relu_max2", "n9_h31_w31_c152_relu6_max2_eps0.001_mom0.5",
+                           "n130_h32_w32_c16_relu_max2", "n3_h2_w3_c520_max2"}) {
+    add("batchnorm", text);
+  }
   // Bytes of the mask: partly filled, of one bf16 vector, of two fp32 vectors, of a block with an odd number.
   for (const char* act : {"_res_relu", "_res_relu6", "_res", "_relu6", "_gelu", "_silu"}) {
     for (const std::string& image : Texts{"n2_h7_w9", "n5_h3_w3", "n2_h31_w31"}) {
@@ -320,6 +387,20 @@ std::vector<NamedProblem> test_other_layers() {
   for (const char* text :
        {"n1_h3_w3_c256_r2_st2_p0_arg8", "n2_h4_w4_c1_r2_st2_p0_arg8", "n2_h9_w9_c8_r9_st1_p0_arg8",
         "n1_h2_w2_c8_r2_st2_p0_arg8", "n5_h6_w6_c40_r2_st2_p0_arg8", "n1_h8_w8_c8_r1_st2_p0_arg8"}) {
+    add("max_pool2d", text);
+  }
+  // Two bits a position: bytes of one to four channels, vectors of 4, 8 and 16, pixels that no window covers,
+  // windows that overlap and that reach into the padding.
+  for (const char* window : {"_r2_st2_p0", "_r2_st1_p0", "_r2_st2_p1", "_r2_st3x1_p0x1"}) {
+    for (const char* image : {"n2_h8_w8", "n3_h7_w9", "n1_h31_w31"}) {
+      for (const int c : {1, 3, 4, 8, 10, 12, 16, 17, 20, 24, 40, 64}) {
+        add("max_pool2d", image + channels(c) + window + "_arg2");
+      }
+    }
+  }
+  for (const char* text :
+       {"n1_h2_w2_c8_r2_st2_p0_arg2", "n1_h3_w3_c256_r2_st2_p0_arg2", "n9_h16_w16_c72_r2_st2_p0_arg2",
+        "n40_h16_w18_c32_r2_st2_p0_arg2", "n3_h5_w4_c520_r2_st2_p0_arg2"}) {
     add("max_pool2d", text);
   }
 

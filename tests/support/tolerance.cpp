@@ -15,6 +15,11 @@ double output_rounding(DType dtype) { return dtype == DType::kBF16 ? 0x1p-8 : kF
 
 Tolerance tolerance_for(const TensorSpec& spec, DType compute, FillMode mode, bool peer, double rms) {
   Tolerance t;
+  if (spec.check == Check::kPosition) {
+    t.bit_equal = true;
+    if (mode == FillMode::kReal) t.outliers = 2 + spec.elements() / 16;
+    return t;
+  }
   const bool integers = spec.dtype == DType::kI32 || spec.dtype == DType::kU8;
   if (integers || spec.check == Check::kExact ||
       (spec.check == Check::kSum && mode == FillMode::kExact && !peer)) {

@@ -13,6 +13,10 @@
 //   norm   sqrt(sum (got - want)^2) within the same with rms(want) for |want| and half the first
 //   term
 //
+// kPosition: to the bit on exact data; on real data 2 + 1/16 of the bytes, of four positions each, may
+// differ: of two values that bf16 makes equal, or that two orders of summation order differently, the judge
+// may take the other.
+//
 // kMask: to the bit, against the same run's y (compare() in runner.h).
 //
 // tf32 rounds each factor to 2^-11: a further 2^-11 * 8 sqrt(T) * magnitude.
