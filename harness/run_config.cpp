@@ -144,6 +144,7 @@ void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
     fill_if_there(options, "clip_norm", &f->clip_norm);
     fill_choices(options, f);
     fill(options.at("fusions_off"), &f->fusions_off);
+    if (options.contains("fusions_on")) fill(options.at("fusions_on"), &f->fusions_on);
     fill(options.at("drain_every"), &f->drain_every);
     fill(options.at("precision"), &f->common.precision);
     fill(options.at("impl"), &f->common.impl);

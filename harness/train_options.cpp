@@ -153,6 +153,9 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
          "rewrites of the network not to make, comma-separated; all: none is made (list: docs/engine.md)")
       ->delimiter(',')
       ->take_all();
+  app.add_option("--fusions-on", f.fusions_on, "rewrites to make that are off unless named: conv_stats")
+      ->delimiter(',')
+      ->take_all();
   app.add_flag("--no-cuda-graph", f.no_cuda_graph, "launch kernels one by one, for profilers and debuggers");
   const std::string profiling = "Profiling (docs/profiling.md)";
   app.add_flag(
@@ -192,6 +195,7 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   o.max_steps = f.max_steps;
   o.drain_every = f.drain_every > 0 ? f.drain_every : device.is_cuda() ? kDrainEveryCuda : kDrainEveryCpu;
   o.fusions_off = f.fusions_off;
+  o.fusions_on = f.fusions_on;
   o.cuda_graph = !f.no_cuda_graph;
   o.nvtx_ranges = f.nvtx;
   override_with(o.epochs, f.epochs);
@@ -241,6 +245,7 @@ nlohmann::ordered_json options_json(const TrainOptions& o) {
                                  {"cutout", o.augment_cutout},
                                  {"shuffle", o.shuffle},
                                  {"fusions_off", o.fusions_off},
+                                 {"fusions_on", o.fusions_on},
                                  {"drain_every", o.drain_every},
                                  {"cuda_graph", o.cuda_graph}};
   if (o.optimizer == Optimizer::kSgd) {

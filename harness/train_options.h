@@ -24,7 +24,7 @@ struct TrainFlags {
   bool profile = false, nvtx = false;
   int profile_steps = 0;  // 0: by device
   int profile_rows = 15;
-  std::vector<std::string> fusions_off;
+  std::vector<std::string> fusions_off, fusions_on;
   std::optional<double> epochs, warmup, step_epochs;
   std::optional<int> batch, pad, cutout;
   std::optional<float> lr, momentum, weight_decay, label_smoothing, beta1, beta2, adam_eps, clip_norm;

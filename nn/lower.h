@@ -9,7 +9,7 @@
 
 namespace kiln {
 
-// The rewrites that lower() may do. Each can be switched off by its name.
+// The rewrites that lower() may do. Each can be switched off, and conv_stats on, by its name.
 struct Fusions {
   bool bn_act = true;       // an activation that alone reads a batchnorm becomes part of it, both ways
   bool bn_residual = true;  // so does an add that alone reads it, with a relu or relu6 behind the add
@@ -23,13 +23,15 @@ struct Fusions {
   // A max_pool2d of 2x2 windows that alone reads the last of these becomes the conv2d's, if no add does; in
   // training one that alone reads a conv2d, or the relu or relu6 that alone reads a conv2d.
   bool conv_pool = true;
-  // In training a conv2d whose output one batchnorm alone reads gives that batchnorm's statistics.
-  bool conv_stats = true;
+  // In training a conv2d whose output one batchnorm alone reads gives that batchnorm's statistics. Off: the
+  // convolution loses more than the batchnorm gains (docs/measured.md).
+  bool conv_stats = false;
   // A conv2d's dgrad goes back through the relu or relu6 whose output it alone reads.
   bool dgrad_act = true;
   static std::vector<std::string> names();
-  // All but those named in `off` ("all": none). Throws Error for an unknown name.
-  static Fusions without(const std::vector<std::string>& off);
+  // The usual ones and those named in `on`, but those named in `off` ("all": every one; `off` is stronger).
+  // Throws Error for an unknown name.
+  static Fusions without(const std::vector<std::string>& off, const std::vector<std::string>& on = {});
 };
 
 struct LowerOptions {

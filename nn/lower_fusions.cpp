@@ -235,7 +235,7 @@ std::vector<std::string> Fusions::names() {
           "conv_residual", "conv_act",    "conv_pool", "conv_stats",     "dgrad_act"};
 }
 
-Fusions Fusions::without(const std::vector<std::string>& off) {
+Fusions Fusions::without(const std::vector<std::string>& off, const std::vector<std::string>& on) {
   Fusions fusions;
   const std::vector<std::pair<std::string, bool*>> switches = {{"bn_act", &fusions.bn_act},
                                                                {"bn_residual", &fusions.bn_residual},
@@ -250,14 +250,18 @@ Fusions Fusions::without(const std::vector<std::string>& off) {
                                                                {"dgrad_act", &fusions.dgrad_act}};
   std::vector<std::string> known = names();
   known.push_back("all");
-  for (const std::string& name : off) {
-    if (std::find(known.begin(), known.end(), name) == known.end()) {
-      fail_usage(unknown_name_message("fusion", name, known));
+  const auto set = [&](const std::vector<std::string>& wanted, bool to) {
+    for (const std::string& name : wanted) {
+      if (std::find(known.begin(), known.end(), name) == known.end()) {
+        fail_usage(unknown_name_message("fusion", name, known));
+      }
+      for (const auto& [switch_name, value] : switches) {
+        if (name == "all" || name == switch_name) *value = to;
+      }
     }
-    for (const auto& [switch_name, value] : switches) {
-      if (name == "all" || name == switch_name) *value = false;
-    }
-  }
+  };
+  set(on, true);
+  set(off, false);
   return fusions;
 }
 

@@ -14,7 +14,7 @@ LowerOptions lower_options(int batch, const StepProbe::Options& o) {
   return {.batch = batch,
           .training = o.training,
           .dtype = o.precision,
-          .fusions = Fusions::without(o.fusions_off),
+          .fusions = Fusions::without(o.fusions_off, o.fusions_on),
           .impl = o.impl,
           .label_smoothing = o.label_smoothing,
           .optimizer = o.optimizer};

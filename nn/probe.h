@@ -18,7 +18,7 @@ class StepProbe {
   struct Options {
     DType precision = DType::kF32;
     ImplChoice impl = {};
-    std::vector<std::string> fusions_off = {};
+    std::vector<std::string> fusions_off = {}, fusions_on = {};
     bool training = true;
     float label_smoothing = 0;
     OptimizerOptions optimizer = {};

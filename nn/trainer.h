@@ -50,6 +50,7 @@ struct TrainOptions {
   int augment_cutout = 0;
   bool shuffle = true;
   std::vector<std::string> fusions_off;  // names of fusions that lower() must not do, "all" for every one
+  std::vector<std::string> fusions_on;   // of those that it only does when told to
   int drain_every = 50;                  // steps between metric drains
   bool cuda_graph = true;
   bool nvtx_ranges = false;  // name each step to NVIDIA's tools; they see it without cuda_graph

@@ -105,7 +105,7 @@ LowerOptions Trainer::State::lower_options(bool training, int size) const {
   LowerOptions o = {.batch = size,
                     .training = training,
                     .dtype = options.precision,
-                    .fusions = Fusions::without(options.fusions_off),
+                    .fusions = Fusions::without(options.fusions_off, options.fusions_on),
                     .impl = options.impl,
                     .label_smoothing = training ? options.label_smoothing : 0.0f,
                     .optimizer = {.kind = options.optimizer,

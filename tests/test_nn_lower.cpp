@@ -10,9 +10,9 @@ using test::expect_error;
 
 // How many lines of a network's training plan have `part`.
 int plan_count(const std::string& name, const std::vector<std::string>& off, const std::string& part,
-               bool training = true) {
+               bool training = true, const std::vector<std::string>& on = {}) {
   const ShapedNetwork network = infer_shapes(builtin_network(name), {.h = 32, .w = 32, .c = 3}, 10);
-  const LowerOptions options = {.batch = 2, .training = training, .fusions = Fusions::without(off)};
+  const LowerOptions options = {.batch = 2, .training = training, .fusions = Fusions::without(off, on)};
   int found = 0;
   for (const std::string& line : lower(network, ParameterLayout(network), cpu_device(), options).lines()) {
     found += line.find(part) != std::string::npos;
@@ -76,16 +76,21 @@ TEST(NnLower, ConvolutionsTakeWhatStandsBehindThem) {
   EXPECT_EQ(plan_count("mobilenet_v2", {}, "_scale_bias_res ", false), 10);
 }
 
-TEST(NnLower, ConvolutionsGiveTheirBatchnormsStatistics) {
-  EXPECT_EQ(plan_count("resnet18", {}, "_stats"), 20);
-  EXPECT_EQ(plan_count("resnet18", {}, "batchnorm.fwd_given"), 20);
-  EXPECT_EQ(plan_count("resnet18", {}, "batchnorm.fwd_train"), 0);
-  EXPECT_EQ(plan_count("resnet18", {"conv_stats"}, "_stats"), 0);
-  EXPECT_EQ(plan_count("resnet18", {"conv_stats"}, "batchnorm.fwd_train"), 20);
-  EXPECT_EQ(plan_count("resnet18", {"all"}, "batchnorm.fwd_given"), 0);
-  EXPECT_EQ(plan_count("resnet18", {}, "_stats", /*training=*/false), 0);
-  EXPECT_EQ(plan_count("mobilenet_v2", {}, "_stats"), 36);  // depthwise ones give none
-  EXPECT_EQ(plan_count("mobilenet_v2", {}, "batchnorm.fwd_train"), 17);
+TEST(NnLower, ConvolutionsGiveTheirBatchnormsStatisticsWhenToldTo) {
+  const auto count = [](const std::string& name, const std::vector<std::string>& off, const std::string& part,
+                        bool training = true) {
+    return plan_count(name, off, part, training, {"conv_stats"});
+  };
+  EXPECT_EQ(plan_count("resnet18", {}, "_stats"), 0);
+  EXPECT_EQ(plan_count("resnet18", {}, "batchnorm.fwd_train"), 20);
+  EXPECT_EQ(count("resnet18", {}, "_stats"), 20);
+  EXPECT_EQ(count("resnet18", {}, "batchnorm.fwd_given"), 20);
+  EXPECT_EQ(count("resnet18", {}, "batchnorm.fwd_train"), 0);
+  EXPECT_EQ(count("resnet18", {"conv_stats"}, "_stats"), 0);
+  EXPECT_EQ(count("resnet18", {"all"}, "batchnorm.fwd_given"), 0);
+  EXPECT_EQ(count("resnet18", {}, "_stats", /*training=*/false), 0);
+  EXPECT_EQ(count("mobilenet_v2", {}, "_stats"), 36);  // depthwise ones give none
+  EXPECT_EQ(count("mobilenet_v2", {}, "batchnorm.fwd_train"), 17);
 }
 
 TEST(NnLower, BatchnormsTakeThePoolBehindThem) {

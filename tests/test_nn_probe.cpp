@@ -12,9 +12,12 @@ constexpr ValueShape kInput = {.h = 8, .w = 8, .c = 3};
 
 StepProbe make_probe(const NetworkDescription& network, const char* impl,
                      std::vector<std::string> fusions_off, bool training = true) {
-  return StepProbe(
-      network, kInput, kClasses, kBatch, cpu_device(),
-      {.impl = ImplChoice(impl), .fusions_off = std::move(fusions_off), .training = training, .seed = 3});
+  return StepProbe(network, kInput, kClasses, kBatch, cpu_device(),
+                   {.impl = ImplChoice(impl),
+                    .fusions_off = std::move(fusions_off),
+                    .fusions_on = {"conv_stats"},
+                    .training = training,
+                    .seed = 3});
 }
 
 const std::vector<float>& images() {

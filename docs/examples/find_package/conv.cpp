@@ -19,8 +19,10 @@ int main() {
   const auto picked = kiln::pick<kiln::Conv2dFwd>(problem, device, choice);
   const auto plan = picked.impl->plan(problem, device, picked.config);
   std::vector<Block> workspace(plan.workspace_bytes() / sizeof(Block) + 1);
-  const kiln::Conv2dFwd::Args args = {
-      .x = x.data(), .w = w.data(), .scale = nullptr, .bias = nullptr, .residual = nullptr, .y = y.data()};
+  kiln::Conv2dFwd::Args args{};  // what the problem has no use for stays null
+  args.x = x.data();
+  args.w = w.data();
+  args.y = y.data();
   plan.bind(args, workspace.data()).launch(nullptr);  // on a GPU: device pointers and a stream
 
   std::printf("%s: y[1][1] = %g\n", picked.impl->name, y[5]);  // 0+1+2 + 4+5+6 + 8+9+10 = 45
