@@ -167,7 +167,6 @@ __device__ __forceinline__ void finish_stats(WarpStats<kColumns, kHeld>& stats, 
   };
   auto* moments = static_cast<float2*>(__cvta_shared_to_generic(scratch));  // [kWarps][kColumns]
   auto* counts = reinterpret_cast<float*>(moments + kWarps * kColumns);     // [kWarps]
-  auto* last = reinterpret_cast<unsigned*>(counts + kWarps);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if constexpr (WarpStats<kColumns, kHeld>::kKept) stats.fold_kept();
   sync();  // shared memory is free
@@ -192,9 +191,16 @@ __device__ __forceinline__ void finish_stats(WarpStats<kColumns, kHeld>& stats, 
   if (threadIdx.x == 0) out.counts[static_cast<size_t>(tile) * out.slots + slot] = count;
   __threadfence();
   sync();  // the block's partial is written
-  if (threadIdx.x == 0) *last = atomicAdd(out.arrived + tile, 1u) + 1 == static_cast<unsigned>(out.slots);
-  sync();
-  if (*last == 0) return;
+  const bool last =
+      threadIdx.x == 0 && atomicAdd(out.arrived + tile, 1u) + 1 == static_cast<unsigned>(out.slots);
+  unsigned any;  // whether it was for thread 0
+  asm volatile(
+      "{\n.reg .pred mine, one;\nsetp.ne.u32 mine, %1, 0;\nbar.red.or.pred one, %2, %3, mine;\n"
+      "selp.u32 %0, 1, 0, one;\n}\n"
+      : "=r"(any)
+      : "r"(static_cast<unsigned>(last)), "n"(kStatsBarrier), "n"(kWarps * 32)
+      : "memory");
+  if (any == 0) return;
   __threadfence();
   merge_partials<kColumns, kWarps>(out, tile, columns);
   if (threadIdx.x == 0) out.arrived[tile] = 0;

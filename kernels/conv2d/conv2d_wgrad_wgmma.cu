@@ -172,7 +172,7 @@ const Candidate& best_candidate(const Conv2dProblem& p, const Device& device) {
   const Candidate* best = nullptr;
   double best_cost = 0;
   for (const Candidate& tile : candidates()) {
-    if (tile.mode.pair > 1) continue;  // only on demand
+    if (tile.mode.pair > 1 || tile.mode.even) continue;  // only on demand
     const double cost = tile.cost(p, tile.mode, device);
     if (!best || cost < best_cost) best = &tile, best_cost = cost;
   }

@@ -99,7 +99,7 @@ struct WgradLayout {
         places(device.multiprocessors) {
     const double x_pixels = 1.0 * p.n * (p.r == 1 && p.s == 1 ? p.p() * p.q() : p.h * p.w);
     read_bytes = 2 * (x_pixels * p.c + 1.0 * p.n * p.p() * p.q() * p.k);
-    step = step_clocks(shape.column_tiles, !mode.even);
+    step = step_clocks(shape.column_tiles);
     std::vector<int> lengths;  // of the column tiles
     for (int box = 0; box < shape.column_boxes; box += Config::kBBoxes) {
       lengths.push_back(wgrad_window(shape, box).steps);
@@ -130,9 +130,9 @@ struct WgradLayout {
   // Clocks of a step at a multiprocessor (H100): its products, its reads of L2 and its copies, which overlap
   // but not wholly. Of a step's boxes neighbouring blocks share what they both read, up to six of them. A
   // copy makes a row of a box in about two clocks, of pixels that are no whole lines more slowly. Walking by
-  // image reads rows that lie far apart, and tiles whose windows differ (`strewn`) share little: the smaller
-  // the map, the less. `neighbours`: column tiles at work on the same pixels.
-  double step_clocks(int neighbours, bool strewn) const {
+  // image reads rows that lie far apart, the farther the smaller the map. `neighbours`: column tiles at work
+  // on the same pixels.
+  double step_clocks(int neighbours) const {
     constexpr double kFast = Config::kMTiles > 1 ? 0.8 : 0.87;
     constexpr double kRate = Config::kBK < 64 ? 0.7 : Config::kN >= 96 ? kFast : 0.37;
     constexpr double kProducts = 2.0 * Config::kBM * Config::kBN * Config::kBK / (4096 * kRate);
@@ -140,10 +140,10 @@ struct WgradLayout {
     const double b_boxes = 1.0 * shape.column_boxes / shape.column_tiles;
     const double rows = std::min(shape.row_tiles, 6), columns = std::clamp(6 / rows, 1.0, 1.0 * neighbours);
     const double bytes = a_boxes * Config::kABoxBytes / columns + b_boxes * Config::kBBoxBytes / rows;
-    const double reads = bytes / (!shape.by_image ? 38 : strewn ? 28.5 : 33);
+    const double reads = bytes / (!shape.by_image ? 35 : 33);
     const double copies = 2.2 * Config::kBK * (a_boxes + b_boxes) * (shape.c % 32 ? 2.3 : 1);
     const double clocks = std::pow(std::pow(kProducts, 4) + std::pow(reads, 4) + std::pow(copies, 4), 0.25);
-    return is_strewn() ? clocks * (1 + (strewn ? 5.0 : 2.0) / (shape.p * shape.q)) : clocks;
+    return is_strewn() ? clocks * (1 + 0.5 / (shape.p * shape.q)) : clocks;
   }
 
   bool is_strewn() const { return shape.by_image && shape.h * shape.w > 1; }
@@ -228,7 +228,7 @@ struct WgradLayout {
         pieces = std::max(pieces, end - at + 1);
       }
       const double next = 1500 + 4.0 * Config::kBM * Config::kBN / 50;  // sums written, copies go on
-      const double share = ceil_div(steps, shape.teams) * step_clocks(tiles, false);
+      const double share = ceil_div(steps, shape.teams) * step_clocks(tiles);
       const double clocks = launch_clocks(waves * (share + kEnds + (pieces - 1) * next),
                                           std::min(wave, shape.teams) * members, summed);
       if (clocks >= cost) continue;
