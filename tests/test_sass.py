@@ -34,6 +34,10 @@ INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?(\S+)\s*
 # read back. In all others a store must be fenced before the products, too.
 RESULTS_STAGED = ("conv2d_dgrad_wgmma", "conv2d_dgrad_wgmma_halo", "conv2d_dgrad_wgmma_parity", "conv2d_fwd_wgmma",
                   "conv2d_fwd_wgmma_halo", "linear_dgrad_wgmma", "linear_fwd_wgmma")
+# Kernels of which the same is true in whatever file they are compiled: the halo kernel stands in those of wgmma_pixel, too,
+# which compare its cost; a block of wgrad either exchanges sums with its neighbour, behind its last product, or goes on to
+# another tile, never both.
+RESULTS_STAGED_KERNELS = ("conv2d_halo_wgmma_kernel", "conv2d_wgrad_wgmma_kernel")
 FENCE = "FENCE.VIEW.ASYNC"
 BARRIERS = re.compile(r"BAR\.|WARPSYNC|SYNCS\.ARRIVE|UCGABAR_ARV")
 PRODUCTS = re.compile(r"HGMMA.*BF16")
@@ -233,7 +237,8 @@ class MachineCode(unittest.TestCase):
         self.assertEqual([f"{f} {k}" for f, k, c in self.found if c["hgmma"] and (not c["tma_loads"] or c["async_loads"])], [])
 
     def test_stores_are_fenced_before_products_read_them(self):
-        bad = [f"{f} {k}" for f, k, c in self.found if c["unfenced_products"] and f.split(".")[0] not in RESULTS_STAGED]
+        bad = [f"{f} {k}" for f, k, c in self.found if c["unfenced_products"] and f.split(".")[0] not in RESULTS_STAGED
+               and k not in RESULTS_STAGED_KERNELS]
         self.assertEqual(bad, [], "no fence before wgmma; if it does not read what is stored, the file belongs in RESULTS_STAGED")
 
     def test_stores_are_fenced_before_the_copy_engine_reads_them(self):
