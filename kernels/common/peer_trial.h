@@ -2,19 +2,46 @@
 // code of the peers alone; nothing here is used at launch.
 #pragma once
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "kernels/common/check.h"
 #include "kernels/common/dtype.h"
+#include "kernels/common/error.h"
 #include "kernels/common/impl.h"
 #include "kernels/common/tensor_spec.h"
 
 namespace kiln {
+
+// The GPU for one process's trials at a time, where several processes try plans: they name one file in the
+// environment variable KILN_TRIAL_TURNS, which is locked while this lives. Making plans needs no turn.
+class TrialTurn {
+ public:
+  TrialTurn() {
+    const char* const path = std::getenv("KILN_TRIAL_TURNS");
+    if (!path) return;
+    file_ = ::open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (file_ < 0 || ::flock(file_, LOCK_EX) != 0) fail_failure(std::string("cannot lock '") + path + "'");
+  }
+  ~TrialTurn() {
+    if (file_ >= 0) ::close(file_);  // which unlocks it
+  }
+  TrialTurn(const TrialTurn&) = delete;
+  TrialTurn& operator=(const TrialTurn&) = delete;
+
+ private:
+  int file_ = -1;
+};
 
 // A stream with two events. Trials use it alone.
 class TrialStream {

@@ -119,9 +119,10 @@ constexpr double kSlow = 3;  // times the best: nobody asks for such a plan agai
 // Tries every plan once, one after the other; visit(k, plan, microseconds) for those that run.
 template <class Pass, class Visit>
 void try_all(CudnnConv& conv, const Conv2dProblem& p, Visit visit) {
+  const auto plans = make_all<Pass>(p, conv.size());
+  const TrialTurn turn;
   const TrialStream stream;
   const TrialArgs<Pass> scratch(p, stream);
-  const auto plans = make_all<Pass>(p, conv.size());
   double best_us = std::numeric_limits<double>::infinity();
   for (size_t k = 0; k < plans.size(); ++k) {
     if (!plans[k]) continue;
