@@ -137,7 +137,8 @@ std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
                 .device = &device_,
                 .impl = row.impl,
                 .peer = row.peer,
-                .mode = FillMode::kReal};
+                .mode = FillMode::kReal,
+                .cpu_judge_bytes = kCpuJudgeBytesTimed};
   };
   const AnyProblem problem = any.pass->parse(any.problem, any.dtype);
   cost_ = {};

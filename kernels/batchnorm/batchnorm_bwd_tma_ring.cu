@@ -324,7 +324,11 @@ extern const Impl<BatchnormBwd> batchnorm_bwd_tma_ring = {
                                          : plan_gate<float, kVec16<float>>(p, device, config);
         },
     .configs = [](const BatchnormProblem& p, const Device& device) { return ring_configs(p, device, 2); },
-    .preferred = [](const BatchnormProblem& p,
-                    const Device& device) { return ring_preferred(p, device, 2); }};
+    .preferred =
+        [](const BatchnormProblem& p, const Device& device) {
+          // Of far more than shared memory and L2 keep, little is read once, and two_pass reads faster.
+          constexpr double kMostMib = 100;
+          return batchnorm_mib(p) <= kMostMib && ring_preferred(p, device, 2);
+        }};
 
 }  // namespace kiln

@@ -139,21 +139,31 @@ inline int on_chip_lanes(std::string_view config) {
   fail_usage("batchnorm: unknown config '" + std::string(config) + "' of on_chip; known: l8, l16, l32");
 }
 
-// Where no lanes are given: the longest runs of memory with which a block's merge reads at most 72 KiB.
-// `slot_bytes`: of one row of a block in shared memory; `scratch_bytes` lie before the slots.
+// `slot_bytes`: of one row of a block in shared memory; `scratch_bytes` lie before the slots. Where no lanes
+// are given: those of the least time by a model, fitted to times on an H100: the bytes, the lines that two
+// tiles want of what does not stay in shared memory, and what a block's merge reads.
 template <int V>
 OnChipTile make_on_chip_tile(const BatchnormProblem& p, const Device& device, int threads, int slot_bytes,
                              int scratch_bytes, std::string_view config) {
-  constexpr long long kMergeBytes = 72 << 10;
-  OnChipTile t{};
-  for (const int lanes : kOnChipLaneChoices) {
-    t.rows = make_on_chip_rows<V>(p, device, threads, config.empty() ? lanes : on_chip_lanes(config));
-    if (8LL * t.rows.chunks * t.rows.lanes * V <= kMergeBytes) break;
-  }
-  const int thread_rows = ceil_div(ceil_div(t.rows.rows, t.rows.chunks), t.rows.block_rows);
+  constexpr double kMergeUs = 0.016;  // a KiB
   const int room = static_cast<int>(device.smem_per_block) - scratch_bytes;
-  t.kept = std::min(thread_rows, std::max(0, room / slot_bytes));
-  return t;
+  const int tensors = slot_bytes / (threads * 16);
+  OnChipTile best{};
+  double least = 0;
+  for (const int lanes : kOnChipLaneChoices) {
+    OnChipTile t{};
+    t.rows = make_on_chip_rows<V>(p, device, threads, config.empty() ? lanes : on_chip_lanes(config));
+    const int thread_rows = ceil_div(ceil_div(t.rows.rows, t.rows.chunks), t.rows.block_rows);
+    t.kept = std::min(thread_rows, std::max(0, room / slot_bytes));
+    const double mib = batchnorm_mib(p), streamed = 1 - static_cast<double>(t.kept) / thread_rows;
+    const double us = batchnorm_mib_us(p, device, t.rows, (tensors + 1) * mib) +
+                      kTileWasteUs * tensors * mib * streamed * batchnorm_line_waste(p, t.rows) +
+                      kMergeUs * t.rows.chunks * t.rows.lanes * V / 128;
+    if (best.rows.lanes > 0 && us >= least) continue;
+    best = t;
+    least = us;
+  }
+  return best;
 }
 
 inline std::vector<std::string> on_chip_configs(const BatchnormProblem& p, const Device&) {

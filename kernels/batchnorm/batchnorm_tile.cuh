@@ -8,6 +8,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "kernels/batchnorm/batchnorm.h"
 #include "kernels/batchnorm/batchnorm_math.h"
@@ -44,6 +46,30 @@ BatchnormTile make_batchnorm_tile(const BatchnormProblem& p, int blocks, int thr
   const long long most = ceil_div<long long>(t.rows, static_cast<long long>(t.block_rows) * thread_rows);
   t.chunks = static_cast<int>(std::max(1LL, std::min<long long>(blocks / t.tiles, most)));
   return t;
+}
+
+// What is common to the models of the times of kernels whose blocks hold their part of the tensor, one a
+// multiprocessor; fitted to times on an H100, in microseconds and MiB.
+constexpr double kTileUs = 0.42;       // a MiB that is read or written once
+constexpr double kTileWasteUs = 0.24;  // a MiB of a line that another block wants, of what is read twice
+
+inline double batchnorm_mib(const BatchnormProblem& p) {
+  return static_cast<double>(p.per_channel()) * p.c * static_cast<double>(size_of(p.dtype)) / 1048576;
+}
+
+// Bytes of neighbouring tiles in the 128-byte lines of a row's piece, in pieces: about what is fetched twice.
+inline double batchnorm_line_waste(const BatchnormProblem& p, const BatchnormTile& t) {
+  if (t.tiles == 1) return 0;
+  const int piece = 16 * t.lanes;
+  const int aligned = std::gcd(std::gcd(piece, p.c * static_cast<int>(size_of(p.dtype))), 128);
+  return static_cast<double>(128 - aligned) / piece;
+}
+
+// Microseconds of `mib` MiB: with part of the multiprocessors idle the others come nearer to their limits.
+inline double batchnorm_mib_us(const BatchnormProblem& p, const Device& device, const BatchnormTile& t,
+                               double mib) {
+  const double lanes = p.c * static_cast<double>(size_of(p.dtype)) / 16;
+  return kTileUs * mib / std::sqrt(lanes * t.chunks / (t.lanes * std::max(1, device.multiprocessors)));
 }
 
 // What one thread of block `block` owns.

@@ -65,18 +65,27 @@ inline std::vector<RingChoice> ring_choices(const BatchnormProblem& p, const Dev
   return choices;
 }
 
-// Microseconds by a model: the bytes at the rate of DRAM, which narrow pieces of rows and idle blocks lower,
-// and what every block reads to merge its tile's chunks, at the rate of L2.
+// Microseconds by a model, fitted to times on an H100: the bytes; what does not stay on chip, again, and the
+// lines of it that two tiles want; and a block's merges: rounds of a thread's loads of other blocks' results,
+// sums of a channel, and those by rows of threads where warps cannot add up. Moments merge slower than sums.
 inline double ring_us(const BatchnormProblem& p, const Device& device, int tensors,
                       const RingChoice& choice) {
-  const BatchnormTile t = make_ring_tile(p, device, tensors, choice).rows;
-  const double tensor = static_cast<double>(p.per_channel()) * p.c * static_cast<double>(size_of(p.dtype));
-  const int piece = 16 * t.lanes;
-  const double pieces = t.tiles == 1 || piece >= 128 ? 1.0 : piece >= 96 ? 0.8 : 0.5;
-  const double used = static_cast<double>(ring_vectors(p)) / (t.tiles * t.lanes);
-  const double busy = used * t.blocks() / device.multiprocessors;
-  const double channels = 16.0 * t.lanes / static_cast<double>(size_of(p.dtype));
-  return (2 * tensors + 1) * tensor / (pieces * busy * 2.95e6) + t.blocks() * t.chunks * channels * 8 / 4e6;
+  constexpr double kAgainUs = 0.24, kSharedLineUs = 0.005;          // a MiB
+  constexpr double kRoundUs = 0.05, kSumUs = 0.012, kRowsUs = 0.5;  // of a merge
+  constexpr double kMoments = 3.3;                                  // times a sum's merge
+  const RingTile ring = make_ring_tile(p, device, tensors, choice);
+  const BatchnormTile& t = ring.rows;
+  const double read = tensors * batchnorm_mib(p), written = (p.masked() ? 2 : 1) * batchnorm_mib(p);
+  const int stages = ceil_div(ceil_div(t.rows, t.chunks), ring.stage_rows);
+  const double again = read * std::max(0, stages - ring.slots) / stages;
+  const double waste = batchnorm_line_waste(p, t);
+  const int quads = std::max(1, t.lanes * 4 / static_cast<int>(size_of(p.dtype)));
+  const int threads = std::max(1, kRingThreads / quads);  // of four channels, in a merge
+  const bool in_warps = t.lanes <= 16 && (t.lanes & (t.lanes - 1)) == 0;
+  const double merge = kRoundUs * ceil_div(t.chunks, threads) + kSumUs * std::min(t.chunks, threads) +
+                       (in_warps ? 0 : kRowsUs);
+  return batchnorm_mib_us(p, device, t, read + written) + again * (kAgainUs + kTileWasteUs * waste) +
+         kSharedLineUs * read * waste + (tensors == 1 ? kMoments : 1) * merge;
 }
 
 inline RingChoice ring_default(const BatchnormProblem& p, const Device& device, int tensors) {
@@ -127,11 +136,14 @@ inline Support ring_supports(const BatchnormProblem& p, const Device& device) {
                           "channels must be at most 512 bytes a multiprocessor");
 }
 
-// Where a pixel has 64 bytes at least and the blocks are busy.
+// Where a pixel has 64 bytes at least and some tile keeps the multiprocessors busy.
 inline bool ring_preferred(const BatchnormProblem& p, const Device& device, int tensors) {
   if (p.c * size_of(p.dtype) < 64) return false;
-  const BatchnormTile t = make_ring_tile(p, device, tensors, ring_default(p, device, tensors)).rows;
-  return ring_vectors(p) * t.chunks >= 0.85 * t.lanes * device.multiprocessors;
+  const std::vector<RingChoice> choices = ring_choices(p, device);
+  return std::any_of(choices.begin(), choices.end(), [&](const RingChoice& choice) {
+    const BatchnormTile t = make_ring_tile(p, device, tensors, choice).rows;
+    return ring_vectors(p) * t.chunks >= 0.85 * t.lanes * device.multiprocessors;
+  });
 }
 
 // A stage's box of the matrix at `base`, [M,C].

@@ -21,6 +21,7 @@ extern const Impl<Conv2dDgrad> conv2d_dgrad_wgmma = {
     .configs =
         [](const Conv2dProblem& p, const Device& device) {
           return wgmma_configs(wgmma_candidates<true>(), wgmma_dgrad_gather(p, device));
-        }};
+        },
+    .preferred = wgmma_dgrad_preferred};
 
 }  // namespace kiln

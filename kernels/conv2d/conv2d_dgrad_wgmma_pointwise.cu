@@ -27,6 +27,9 @@ extern const Impl<Conv2dDgrad> conv2d_dgrad_pointwise = {
         },
     .configs = [](const Conv2dProblem& p,
                   const Device& device) { return pointwise_configs<true>(wgmma_dgrad_gather(p, device)); },
-    .preferred = pointwise_preferred};
+    .preferred =
+        [](const Conv2dProblem& p, const Device& device) {
+          return wgmma_dgrad_preferred(p, device) && pointwise_preferred(p, device);
+        }};
 
 }  // namespace kiln

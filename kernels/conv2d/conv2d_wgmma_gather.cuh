@@ -40,6 +40,13 @@ inline Support wgmma_dgrad_supports(const Conv2dProblem& p, const Device& device
   return wgmma_gather_supports(p, device);
 }
 
+// Not where a pixel of dx is one sector of memory, which a 1x1 filter makes of few channels: mma_sync's small
+// blocks, several a multiprocessor, keep more of those under way, once there are some waves of them.
+inline bool wgmma_dgrad_preferred(const Conv2dProblem& p, const Device& device) {
+  if (p.r * p.s > 1 || p.c > 16 || p.k > 128) return true;
+  return 1LL * p.n * p.h * p.w < 1024LL * device.multiprocessors;
+}
+
 // A gathered product without its buffers: the source's map (without its base and load size) and the shape.
 struct WgmmaGather {
   Im2colMap src;

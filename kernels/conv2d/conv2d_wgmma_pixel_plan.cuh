@@ -53,11 +53,13 @@ PixelShape pixel_shape(const WgmmaGather& gather) {
 }
 
 // Clocks that a block is thought to take for a tile of `steps` stages, in the measure of wgmma_cost. With
-// kPingPong the results leave under the other warpgroup's products, if those take as long.
+// kPingPong the results leave under the other warpgroup's products, if those take as long; without, products
+// pause from a tile's last to the next one's first.
 template <class Config>
 double pixel_tile_clocks(int steps, int column_tiles) {
   constexpr int kPasses = Config::kBN / Config::kStoreColumns;
-  constexpr double kStores = 400 + Config::kGroupRows * Config::kBN / 64 + 600 * (kPasses - 1);
+  constexpr double kStores =
+      (Config::kPingPong ? 400 : 800) + Config::kGroupRows * Config::kBN / 64 + 600 * (kPasses - 1);
   const double products = steps * wgmma_stage_clocks<Config>(column_tiles);
   return Config::kPingPong ? std::max(products, (products + kStores) / 2) : products + kStores;
 }

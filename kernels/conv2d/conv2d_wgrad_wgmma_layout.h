@@ -134,7 +134,7 @@ struct WgradLayout {
   // on the same pixels.
   double step_clocks(int neighbours) const {
     constexpr double kFast = Config::kMTiles > 1 ? 0.8 : 0.87;
-    constexpr double kRate = Config::kBK < 64 ? 0.7 : Config::kN >= 96 ? kFast : 0.37;
+    constexpr double kRate = Config::kBK < 64 ? 0.7 : Config::kN >= 96 ? kFast : 0.385;
     constexpr double kProducts = 2.0 * Config::kBM * Config::kBN * Config::kBK / (4096 * kRate);
     const double a_boxes = std::min(1.0 * Config::kABoxes, 1.0 * ceil_div(shape.k, 64) / shape.row_tiles);
     const double b_boxes = 1.0 * shape.column_boxes / shape.column_tiles;

@@ -237,10 +237,14 @@ extern const Impl<DepthwiseConv2dDgrad> depthwise_conv2d_dgrad_tma_rows = {
           return p.stride_h == 1 ? tma_rows_correlation_configs(depthwise_turned(p), device)
                                  : tma_rows_configs(cell_sweep(p), device);
         },
-    // At stride 2 dx is most of the bytes, and sliding_window writes larger images in better order.
     .preferred =
-        [](const DepthwiseConv2dProblem& p, const Device&) {
-          return p.r == 3 && (p.stride_h == 1 ? !tma_tile_ahead_of_rows(p) : p.h <= 8);
+        [](const DepthwiseConv2dProblem& p, const Device& device) {
+          if (!tma_dgrad_preferred(p)) return false;
+          if (p.stride_h == 1) {
+            const DepthwiseConv2dProblem turned = depthwise_turned(p);
+            return tma_rows_correlation_cycles(turned, device) <= tma_tile_correlation_cycles(turned, device);
+          }
+          return tma_rows_cycles(cell_sweep(p), device) <= tma_tile_dgrad_cycles(p, device);
         }};
 
 }  // namespace kiln

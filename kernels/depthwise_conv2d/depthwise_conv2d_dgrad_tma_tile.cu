@@ -222,7 +222,10 @@ extern const Impl<DepthwiseConv2dDgrad> depthwise_conv2d_dgrad_tma_tile = {
           return p.stride_h == 1 ? tma_tile_correlation_configs(depthwise_turned(p), device)
                                  : tma_tile_configs(cell_sweep(p), device);
         },
-    .preferred = [](const DepthwiseConv2dProblem& p,
-                    const Device&) { return p.stride_h == 1 && p.r == 3 && p.w >= 8; }};
+    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return tma_dgrad_preferred(p); }};
+
+double tma_tile_dgrad_cycles(const DepthwiseConv2dProblem& p, const Device& device) {
+  return tma_tile_cycles(cell_sweep(p), device);
+}
 
 }  // namespace kiln

@@ -218,6 +218,10 @@ std::vector<std::string> tma_rows_correlation_configs(const DepthwiseConv2dProbl
   return tma_rows_configs(sweep(p), device);
 }
 
+double tma_rows_correlation_cycles(const DepthwiseConv2dProblem& p, const Device& device) {
+  return tma_rows_cycles(sweep(p), device);
+}
+
 extern const Impl<DepthwiseConv2dFwd> depthwise_conv2d_fwd_tma_rows = {
     .name = "tma_rows",
     .supports = tma_tile_supports,
@@ -225,7 +229,9 @@ extern const Impl<DepthwiseConv2dFwd> depthwise_conv2d_fwd_tma_rows = {
                std::string_view config) { return plan_tma_rows_correlation(p, false, device, config); },
     .configs = tma_rows_correlation_configs,
     // 5x5 is bound by issue, where sliding_window has fewer instructions.
-    .preferred = [](const DepthwiseConv2dProblem& p,
-                    const Device&) { return p.r == 3 && !tma_tile_ahead_of_rows(p); }};
+    .preferred =
+        [](const DepthwiseConv2dProblem& p, const Device& device) {
+          return p.r == 3 && tma_rows_correlation_cycles(p, device) <= tma_tile_correlation_cycles(p, device);
+        }};
 
 }  // namespace kiln

@@ -169,12 +169,16 @@ std::vector<std::string> tma_tile_correlation_configs(const DepthwiseConv2dProbl
   return tma_tile_configs(sweep(p), device);
 }
 
+double tma_tile_correlation_cycles(const DepthwiseConv2dProblem& p, const Device& device) {
+  return tma_tile_cycles(sweep(p), device);
+}
+
 extern const Impl<DepthwiseConv2dFwd> depthwise_conv2d_fwd_tma_tile = {
     .name = "tma_tile",
     .supports = tma_tile_supports,
     .plan = [](const DepthwiseConv2dProblem& p, const Device& device,
                std::string_view config) { return plan_tma_tile_correlation(p, false, device, config); },
     .configs = tma_tile_correlation_configs,
-    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3 && p.q() >= 8; }};
+    .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3; }};
 
 }  // namespace kiln

@@ -61,12 +61,17 @@ struct TmaRowsPlan {
 // multiprocessor>", or the one that a model of the kernel takes for the fastest for "". Throws Error for a
 // config that is no tile of this sweep.
 TmaRowsPlan plan_tma_rows(const TmaRowsSweep&, const Device&, std::string_view config);
-// The configs that the model takes for the fastest, best first.
+// The cycles of a multiprocessor that this model gives the plan for "", to be held against tma_tile_cycles;
+// infinitely many where there is no plan.
+double tma_rows_cycles(const TmaRowsSweep&, const Device&);
+// The configs that are worth a trial.
 std::vector<std::string> tma_rows_configs(const TmaRowsSweep&, const Device&);
 
 // fwd's sweep, and with dgrad's problem at stride 1 rewritten as a fwd (turned: w turned by 180 degrees).
 Plan<DepthwiseConv2dFwd::Args> plan_tma_rows_correlation(const DepthwiseConv2dProblem&, bool turned,
                                                          const Device&, std::string_view config);
 std::vector<std::string> tma_rows_correlation_configs(const DepthwiseConv2dProblem&, const Device&);
+// tma_rows_cycles of that sweep.
+double tma_rows_correlation_cycles(const DepthwiseConv2dProblem&, const Device&);
 
 }  // namespace kiln

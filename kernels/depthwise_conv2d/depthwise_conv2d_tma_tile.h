@@ -56,17 +56,25 @@ struct TmaTilePlan {
 // The plan for a config "c<channels>_h<rows>_n<images>_s<stages>", or the one that a model of the kernel
 // takes for the fastest for "". Throws Error for a config that is no tile of this sweep.
 TmaTilePlan plan_tma_tile(const TmaSweep&, const Device&, std::string_view config);
-// The configs that the model takes for the fastest, best first.
+// The cycles of a multiprocessor that this model gives the plan for "", to be held against tma_rows_cycles;
+// infinitely many where there is no plan.
+double tma_tile_cycles(const TmaSweep&, const Device&);
+// The configs that are worth a trial.
 std::vector<std::string> tma_tile_configs(const TmaSweep&, const Device&);
 
 Support tma_tile_supports(const DepthwiseConv2dProblem&, const Device&);
-// Whether tma_tile is ahead of tma_rows in fwd, and in dgrad at stride 1: where rows are wide and a slice of
-// 64 bytes of channels does not share its lines of memory unevenly with others (measured on an H100).
-bool tma_tile_ahead_of_rows(const DepthwiseConv2dProblem&);
+// Whether one of both is ahead of sliding_window in dgrad. At stride 2 dx is most of the bytes, and
+// sliding_window writes larger images in better order where pixels are no whole lines of memory.
+bool tma_dgrad_preferred(const DepthwiseConv2dProblem&);
 
 // fwd's sweep, and with dgrad's problem at stride 1 rewritten as a fwd (turned: w turned by 180 degrees).
 Plan<DepthwiseConv2dFwd::Args> plan_tma_tile_correlation(const DepthwiseConv2dProblem&, bool turned,
                                                          const Device&, std::string_view config);
 std::vector<std::string> tma_tile_correlation_configs(const DepthwiseConv2dProblem&, const Device&);
+
+// tma_tile_cycles of the sweeps of fwd (and dgrad at stride 1, see above), dgrad at stride 2 and wgrad.
+double tma_tile_correlation_cycles(const DepthwiseConv2dProblem&, const Device&);
+double tma_tile_dgrad_cycles(const DepthwiseConv2dProblem&, const Device&);
+double tma_tile_wgrad_cycles(const DepthwiseConv2dProblem&, const Device&);
 
 }  // namespace kiln

@@ -276,8 +276,10 @@ extern const Impl<DepthwiseConv2dWgrad> depthwise_conv2d_wgrad_tma_rows = {
         },
     .configs = [](const DepthwiseConv2dProblem& p,
                   const Device& device) { return tma_rows_configs(sweep(p), device); },
-    // Wide rows at stride 1 and filters of 5x5 keep tma_tile and two_stage ahead (measured on an H100).
-    .preferred = [](const DepthwiseConv2dProblem& p,
-                    const Device&) { return p.r == 3 && (p.w <= 16 || p.stride_h == 2); }};
+    // 5x5 keeps two_stage ahead (measured on an H100).
+    .preferred =
+        [](const DepthwiseConv2dProblem& p, const Device& device) {
+          return p.r == 3 && tma_rows_cycles(sweep(p), device) <= tma_tile_wgrad_cycles(p, device);
+        }};
 
 }  // namespace kiln

@@ -247,4 +247,8 @@ extern const Impl<DepthwiseConv2dWgrad> depthwise_conv2d_wgrad_tma_tile = {
                   const Device& device) { return tma_tile_configs(sweep(p), device); },
     .preferred = [](const DepthwiseConv2dProblem& p, const Device&) { return p.r == 3; }};
 
+double tma_tile_wgrad_cycles(const DepthwiseConv2dProblem& p, const Device& device) {
+  return tma_tile_cycles(sweep(p), device);
+}
+
 }  // namespace kiln

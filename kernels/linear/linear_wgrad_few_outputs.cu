@@ -112,7 +112,7 @@ constexpr FewOutputsVariant<LinearWgrad> kVariants[] = {
 std::string_view unasked(const LinearProblem& p, const Device& device) {
   const long long wanted = device.multiprocessors / 2, groups = ceil_div(p.k, 16);
   if (ceil_div(p.c, 64) * groups >= 2 * wanted) return "c64_w8";
-  return ceil_div(p.c, 32) * groups + 2 >= wanted ? "c32_w16" : "c16_w16";
+  return ceil_div(p.c, 32) * groups >= wanted ? "c32_w16" : "c16_w16";
 }
 
 }  // namespace

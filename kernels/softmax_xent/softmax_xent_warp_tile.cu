@@ -180,10 +180,12 @@ std::vector<std::string> configs(const SoftmaxXentProblem& p, const Device&) {
   return names;
 }
 
-// The default: all rows in one block where a thread has one, else small blocks, which spread evenly.
-Config choose(const SoftmaxXentProblem& p, std::string_view name) {
+// The default: all rows in one block where a thread has one, else small blocks, which spread evenly, but no
+// more than two a multiprocessor, as the last to end adds up what each has left.
+Config choose(const SoftmaxXentProblem& p, const Device& device, std::string_view name) {
   if (name.empty()) {
-    return p.n <= kSingleRows ? Config{ceil_div(p.n, 32), true} : Config{p.n <= 4096 ? 8 : 4, false};
+    if (p.n <= kSingleRows) return {ceil_div(p.n, 32), true};
+    return {ceil_div(p.n, 4 * 32) <= 2 * device.multiprocessors ? 4 : 8, false};
   }
   for (const Config& config : kConfigs) {
     if (config_name(config) == name) return config;
@@ -223,7 +225,7 @@ Plan<typename Pass::Args> plan_typed(const SoftmaxXentProblem& p, const Device& 
 
 template <class Pass>
 Plan<typename Pass::Args> plan(const SoftmaxXentProblem& p, const Device& device, std::string_view config) {
-  const Config chosen = choose(p, config);
+  const Config chosen = choose(p, device, config);
   return p.dtype == DType::kBF16 ? plan_typed<Pass, bf16>(p, device, chosen)
                                  : plan_typed<Pass, float>(p, device, chosen);
 }

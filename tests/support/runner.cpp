@@ -52,7 +52,7 @@ std::shared_ptr<const Reference> compute_reference(const Case& c) {
   const AnyProblem wide = c.pass->parse(c.problem, DType::kF32);
   double bytes = 0;
   for (const TensorSpec& spec : c.pass->tensors(wide)) bytes += static_cast<double>(spec.bytes());
-  const bool small = c.pass->flops(wide) < kCpuJudgeFlops && bytes < kCpuJudgeBytes;
+  const bool small = c.pass->flops(wide) < kCpuJudgeFlops && bytes < c.cpu_judge_bytes;
   reference->outputs = small || !cuda_available()
                            ? execute(*c.pass, wide, cpu_device(), "cpu_naive", reference->inputs)
                            : naive_on_cuda(*c.pass, wide, reference->inputs);

@@ -16,6 +16,7 @@ namespace kiln {
 // Up to here (1 GMAC is 2 GFLOP; bytes of all tensors in fp32) cpu_naive is the judge; beyond, on a machine
 // with a GPU, CUDA's naive in fp32.
 constexpr double kCpuJudgeFlops = 0.2e9, kCpuJudgeBytes = 256e6;
+constexpr double kCpuJudgeBytesTimed = 16e6;  // of a problem that is timed, since a machine with a GPU waits
 constexpr size_t kGuardBytes = 256;
 
 struct Case {
@@ -27,6 +28,7 @@ struct Case {
   bool peer = false;
   uint64_t seed = 1;
   FillMode mode = FillMode::kExact;
+  double cpu_judge_bytes = kCpuJudgeBytes;
   bool undefined = false;  // no guard bytes, outputs and workspace not filled: for compute-sanitizer
 
   std::string row() const;     // "conv2d_fwd/n2_h7_w9_c17_k17_r3/bf16/smem_tile"
