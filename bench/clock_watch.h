@@ -21,6 +21,7 @@ class ClockWatch {
   double sm_mhz() const;  // median of the looks since start(); NaN where unknown
   // What slowed the clocks since start(): "power cap", ...; "" for nothing.
   std::string slowdown() const { return slowdown_text(reasons_); }
+  bool power_capped() const { return is_power_capped(reasons_); }
   // True where heat or the board's power supply slowed them, or the looks differ by more than 5 %: the row is
   // to be measured again.
   bool disturbed() const;

@@ -22,7 +22,8 @@
 namespace kiln {
 namespace {
 
-constexpr int kTries = 3;  // where something disturbed the clocks
+constexpr int kTries = 3;    // where something disturbed the clocks
+constexpr double kRest = 2;  // where the power cap lowered them: a third of the power, averaged over samples
 constexpr size_t kWarmLaunches = 20;
 constexpr double kWarmUpSeconds = 0.02;  // the clocks follow the power that the kernels draw
 
@@ -106,8 +107,16 @@ void LayerBench::time(std::vector<Contestant*>& contestants) {
       warm = in_turns(others, warm_timing,
                       [&](const Contestant&) { return std::span<const Bound>(same[next++]); });
     }
-    for (size_t i = 0; i < others.size(); ++i) fill(*others[i], cold[i], warm[i].seconds);
-    if (!watch_.disturbed()) break;
+    for (size_t i = 0; i < others.size(); ++i) {
+      fill(*others[i], cold[i], warm[i].seconds);
+      std::string& note = others[i]->result->note;
+      if (cold_timing.rest > 0) note += note.empty() ? "rested" : ", rested";
+    }
+    if (watch_.power_capped() && cold_timing.rest == 0) {
+      cold_timing.rest = warm_timing.rest = kRest;
+    } else if (!watch_.disturbed()) {
+      break;
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <thread>
 
 #include "kernels/common/error.h"
 
@@ -163,9 +164,16 @@ std::vector<Timing> time_in_turns(std::span<LaunchSampler> contestants, const Ti
     return static_cast<int>(samples[i].size()) >= options.behind &&
            summarize(samples[i]).seconds > options.race * fastest;
   };
+  const auto sample = [&](LaunchSampler& contestant) {
+    const double seconds = contestant.sample();
+    if (options.rest > 0) {
+      std::this_thread::sleep_for(std::chrono::duration<double>(options.rest * contestant.sample_cost()));
+    }
+    return seconds;
+  };
   for (double warmed = 0; warmed < options.warm_up_seconds && !contestants.empty();) {
     for (LaunchSampler& contestant : contestants) {
-      contestant.sample();
+      sample(contestant);
       warmed += contestant.sample_cost();
     }
   }
@@ -182,7 +190,7 @@ std::vector<Timing> time_in_turns(std::span<LaunchSampler> contestants, const Ti
     for (size_t i = 0; i < contestants.size(); ++i) {
       if (out_of_race(i, fastest)) continue;
       if (samples[i].size() >= 3 && spent[i] + contestants[i].sample_cost() > options.most_seconds) continue;
-      samples[i].push_back(contestants[i].sample());
+      samples[i].push_back(sample(contestants[i]));
       spent[i] += contestants[i].sample_cost();
       sampled = true;
     }

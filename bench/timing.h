@@ -30,6 +30,7 @@ struct TimingOptions {
   double race = 3;                // a contestant this many times slower than the fastest ...
   int behind = 7;                 // ... gets so many samples
   double warm_up_seconds = 0;     // rounds whose samples do not count: clocks and caches settle
+  double rest = 0;                // after a sample nothing runs for this many times as long
 };
 
 // Launches in a fixed order, as one sample after another. Different buffers in `bounds` give a cold time, the

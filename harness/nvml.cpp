@@ -42,6 +42,8 @@ std::string slowdown_text(uint64_t reasons) {
   return text;
 }
 
+bool is_power_capped(uint64_t reasons) { return (reasons & kPowerCap) != 0; }
+
 bool is_disturbed(uint64_t reasons) {
   return reasons & (kHwSlowdown | kSwThermal | kHwThermal | kPowerBrake);
 }

@@ -21,6 +21,7 @@ struct GpuSample {
 std::string slowdown_text(uint64_t clock_reasons);
 // Those of them that are no property of the work itself (heat, the board's power supply).
 bool is_disturbed(uint64_t clock_reasons);
+bool is_power_capped(uint64_t clock_reasons);  // the work draws more power than the card may
 
 class Nvml {
  public:

@@ -323,6 +323,18 @@ TEST(Timing, WarmUpRoundsDoNotCount) {
   EXPECT_EQ(timings[0].samples, 5);
 }
 
+TEST(Timing, RestsBetweenSamplesAreNotCounted) {
+  const Bound bound([](Stream) { std::this_thread::sleep_for(std::chrono::milliseconds(4)); });
+  std::vector<LaunchSampler> samplers;
+  samplers.emplace_back(std::span(&bound, 1), DeviceKind::kCpu, nullptr, 0);
+  const auto start = std::chrono::steady_clock::now();
+  const Timing t = time_in_turns(
+      samplers, {.sample_seconds = 0, .fewest = 10, .most = 10, .most_seconds = 10, .rest = 3})[0];
+  const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - start;
+  EXPECT_GE(wall.count(), 10 * 4 * 0.004);
+  EXPECT_LT(t.seconds, 0.012) << "a launch takes 4 ms, with its rest 16";
+}
+
 TEST(Timing, StopsAtTheTimeLimit) {
   const Bound slow([](Stream) { std::this_thread::sleep_for(std::chrono::milliseconds(5)); });
   const Timing t = time_launches({&slow, 1}, DeviceKind::kCpu, nullptr,
