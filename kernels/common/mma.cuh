@@ -52,6 +52,13 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], uint32_t address) 
   }
 }
 
+// The counterpart of ldmatrix_x4<false>, of sm_90 and later: each lane's part of four 8x8 matrices of bf16.
+__device__ __forceinline__ void stmatrix_x4(uint32_t address, const uint32_t (&v)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(v[0]),
+               "r"(v[1]), "r"(v[2]), "r"(v[3])
+               : "memory");
+}
+
 // d[16x8] += a[16x16] * b[16x8]. Lane l holds d(l/4, 2*(l%4)), the next column, and the same of row l/4 + 8.
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(

@@ -3,7 +3,7 @@
 // chunks.
 #pragma once
 
-#include "kernels/conv2d/conv2d_epilogue.cuh"
+#include "kernels/conv2d/conv2d_wgmma_store.cuh"
 
 namespace kiln {
 
@@ -11,7 +11,7 @@ namespace kiln {
 template <class Config>
 using TileStats = WarpStats<Config::kBN, (Config::kBN <= 64 ? Config::kBN : Config::kColumnSpan)>;
 
-// As store_fused_slice(), of sum + bias. Bit i of `pixels`: row i is one; others count as nothing. `held`:
+// As store_slice(), of sum + bias. Bit i of `pixels`: row i is one; others count as nothing. `held`:
 // where the columns are in `stats`.
 template <int kColumnSpan, class Stats, class Global>
 __device__ __forceinline__ void store_counted_slice(const float* acc, unsigned char* staging,
@@ -20,22 +20,24 @@ __device__ __forceinline__ void store_counted_slice(const float* acc, unsigned c
                                                     const Global& global) {
   using Tile = SwizzledTile<kColumnSpan>;
   constexpr int kChunks = kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
-  const int lane = threadIdx.x % 32;
+  const int lane = computed_again(threadIdx.x % 32);
+  const uint32_t matrices = smem_address(staging);
+  const int first = computed_again(first_column + 2 * (lane % 4));
+  const bool real[2] = {(pixels >> lane / 4 & 1) != 0, (pixels >> (lane / 4 + 8) & 1) != 0};
 #pragma unroll
-  for (int j = 0; j < kChunks; ++j) {
-    const int column = first_column + j * 8 + 2 * (lane % 4);
-    const float2 bias = e.bias_pair(column < columns ? column : 0);
+  for (int j = 0; j < kChunks; j += 2) {  // as store_slice() writes them
+    uint32_t results[4];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = lane / 4 + 8 * half;
-      auto* pair = reinterpret_cast<__nv_bfloat162*>(staging + Tile::offset(row, j)) + lane % 4;
-      const __nv_bfloat162 sum =
-          __floats2bfloat162_rn(acc[4 * j + 2 * half] + bias.x, acc[4 * j + 2 * half + 1] + bias.y);
-      *pair = pixels >> row & 1 ? sum : __floats2bfloat162_rn(0.0f, 0.0f);
+    for (int i = 0; i < 4; ++i) {
+      const int chunk = j + i / 2, column = first + chunk * 8;
+      const float2 bias = e.bias_pair(column < columns ? column : 0);
+      const float* v = &acc[4 * chunk + i % 2 * 2];
+      const __nv_bfloat162 sum = __floats2bfloat162_rn(v[0] + bias.x, v[1] + bias.y);
+      results[i] = real[i % 2] ? *reinterpret_cast<const uint32_t*>(&sum) : 0;
     }
+    stmatrix_x4(matrices + Tile::offset(lane % 16, j + lane / 16), results);
   }
   __syncwarp();
-  const uint32_t matrices = smem_address(staging);
 #pragma unroll
   for (int j = 0; j < kChunks; j += 2) {
     stats.add(held + j * 8, matrices + Tile::offset(lane % 16, j + lane / 16));
@@ -48,7 +50,7 @@ __device__ __forceinline__ void store_counted_slice(const float* acc, unsigned c
   __syncwarp();  // read by the warp: the next slice may overwrite it
 }
 
-// As store_fused_tile().
+// A tile as that of for_row_slices().
 template <class Config>
 __device__ __forceinline__ void store_counted_tile(const float (&acc)[Config::kMTiles][Config::kBN / 2],
                                                    unsigned char* store, int warp, int first_row,

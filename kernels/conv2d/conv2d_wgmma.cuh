@@ -49,8 +49,7 @@ struct WgmmaConfig {
 
 // dgrad with drelu or drelu6: what decides which results stay.
 struct WgmmaGate {
-  const bf16* x = nullptr;   // [N,H,W,C], null without
-  const bf16* dx = nullptr;  // the tensor that is written, of the same shape
+  const bf16* x = nullptr;  // [N,H,W,C], null without
   Conv2dGate of = {};
 };
 
@@ -175,89 +174,6 @@ __device__ __forceinline__ void multiply_stage(float (&acc)[Config::kMTiles][Con
   }
 }
 
-// Writes 16 rows x kColumnSpan columns, a warp's share, from its accumulators `acc` (those of `first_column`
-// on) through the warp's own staging tile, so that a thread stores 16 bytes and a row's stores join. A thread
-// moves chunk lane % kChunks of rows lane / kChunks + i * kRowsAtOnce: `global(i)` is its place in global
-// memory, null beyond the edge. fwd adds the bias, dgrad the old values where it accumulates; one rounding
-// either way. With a gate the tile first holds x, and results without a slope become 0.
-template <class Config, bool kDgrad, class Global>
-__device__ __forceinline__ void store_slice_at(const float* acc, unsigned char* staging, int first_column,
-                                               const float* __restrict__ bias, int columns, bool accumulate,
-                                               const Global& global, const WgmmaGate& gate = {}) {
-  using Tile = SwizzledTile<Config::kColumnSpan>;
-  constexpr int kChunks = Config::kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
-  const int lane = threadIdx.x % 32;
-  const auto staged = [&](int i) {
-    return reinterpret_cast<bf16*>(staging + Tile::offset(i * kRowsAtOnce + lane / kChunks, lane % kChunks));
-  };
-  const bool gated = kDgrad && gate.x != nullptr;
-  if (kDgrad && (accumulate || gated)) {
-#pragma unroll
-    for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
-      if (const bf16* from = global(i)) {
-        Vec<bf16, 8>::load(gated ? gate.x + (from - gate.dx) : from).store(staged(i));
-      }
-    }
-    __syncwarp();
-  }
-#pragma unroll
-  for (int j = 0; j < kChunks; ++j) {
-    const int column = first_column + j * 8 + 2 * (lane % 4);
-    float2 add = make_float2(0.0f, 0.0f);
-    if (!kDgrad && bias != nullptr && column < columns) add = *reinterpret_cast<const float2*>(bias + column);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      auto* pair =
-          reinterpret_cast<__nv_bfloat162*>(staging + Tile::offset(lane / 4 + 8 * half, j)) + lane % 4;
-      if (kDgrad && (accumulate || gated)) add = __bfloat1622float2(*pair);
-      float2 sum = make_float2(acc[4 * j + 2 * half], acc[4 * j + 2 * half + 1]);
-      if (gated) {
-        sum = make_float2(gate.of.passes(add.x) ? sum.x : 0.0f, gate.of.passes(add.y) ? sum.y : 0.0f);
-      } else {
-        sum = make_float2(sum.x + add.x, sum.y + add.y);
-      }
-      *pair = __floats2bfloat162_rn(sum.x, sum.y);
-    }
-  }
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
-    if (bf16* to = global(i)) Vec<bf16, 8>::load(staged(i)).store(to);
-  }
-  __syncwarp();  // read by the warp: the next slice may overwrite it
-}
-
-// The same to rows that follow each other in `out`.
-template <class Config, bool kDgrad>
-__device__ __forceinline__ void store_slice(const float* acc, unsigned char* staging, int first_row,
-                                            int first_column, const float* __restrict__ bias,
-                                            bf16* __restrict__ out, const WgmmaShape& g) {
-  constexpr int kChunks = Config::kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
-  const int lane = threadIdx.x % 32;
-  const auto global = [&](int i) -> bf16* {  // chunk i of this thread, or null beyond the edge
-    const int row = first_row + i * kRowsAtOnce + lane / kChunks, column = first_column + lane % kChunks * 8;
-    return row < g.rows && column < g.columns ? out + static_cast<size_t>(row) * g.columns + column : nullptr;
-  };
-  store_slice_at<Config, kDgrad>(acc, staging, first_column, bias, g.columns, g.accumulate, global, g.gate);
-}
-
-// Writes a warpgroup's accumulators: kMTiles x 64 rows from `first_row`, kBN columns.
-template <class Config, bool kDgrad>
-__device__ __forceinline__ void store_tile(const float (&acc)[Config::kMTiles][Config::kBN / 2],
-                                           unsigned char* store, int warp, int first_row, int first_column,
-                                           const float* __restrict__ bias, bf16* __restrict__ out,
-                                           const WgmmaShape& g) {
-  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
-#pragma unroll
-  for (int i = 0; i < Config::kMTiles; ++i) {
-#pragma unroll
-    for (int column = 0; column < Config::kBN; column += Config::kColumnSpan) {
-      store_slice<Config, kDgrad>(acc[i] + column / 2, staging, first_row + i * 64 + warp % 4 * 16,
-                                  first_column + column, bias, out, g);
-    }
-  }
-}
-
 // A consumer warpgroup: multiplies the stages of each tile and stores its rows.
 template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* store, const float* bias,
@@ -266,6 +182,7 @@ __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* s
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be uniform: descriptors need it
   const int group_row = warp / 4 * Config::kMTiles * 64;           // first row of the warpgroup in the tile
+  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
   const auto release = [&](int stage) {  // once a warp, to each block that writes this stage
     if constexpr (Config::kCluster == 1) {
       if (lane == 0) mbarrier_arrive(smem.empty(stage));
@@ -275,9 +192,15 @@ __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* s
   };
   constexpr bool kCounted = kFused && Config::kStats;  // with statistics, where they are asked for
   float acc[Config::kMTiles][Config::kBN / 2] = {};
+  const bf16* joined = joined_tensor<kDgrad, kFused>(g, shape.epilogue, out);
   RingPosition<Config::kStages> at;
   TileStats<Config> stats;
   for (TileWalk<Config> tile(g); !tile.done(); tile.next()) {
+    const int row = tile.first_row() + group_row, column = tile.first_column();
+    const auto slices = [&](const auto& visit) {
+      for_row_slices<Config>(warp, row, column, g.rows, g.columns, visit);
+    };
+    JoinedTile<Config, kFused ? 1 : 2> held;
     int previous = 0;
     for (int step = 0; step < g.steps; ++step) {
       mbarrier_wait(smem.full(at.stage), at.parity);
@@ -292,19 +215,16 @@ __device__ __forceinline__ void consume(WgmmaSmem<Config> smem, unsigned char* s
       previous = at.stage;
       at.advance();
     }
+    if (joined) held.begin(joined, slices);  // they come under the last products
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
     release(previous);
     if (kCounted && shape.epilogue.stats.mean) {
-      store_counted_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
-                                 g.columns, out, shape.epilogue, stats);
-    } else if constexpr (kFused) {
-      store_fused_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
-                               g.columns, out, shape.epilogue);
+      store_counted_tile<Config>(acc, store, warp, row, column, g.rows, g.columns, out, shape.epilogue,
+                                 stats);
     } else {
-      store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias,
-                                 out, g);
+      store_product<kDgrad, kFused>(acc, staging, held, joined, out, bias, column, shape.epilogue, g, slices);
     }
   }
   if (kCounted && shape.epilogue.stats.mean) {

@@ -162,8 +162,7 @@ inline Conv2dEpilogue wgmma_epilogue(const WgmmaGather& gather, const WgmmaBuffe
 inline WgmmaShape with_gate(WgmmaShape g, const WgmmaGather& gather, const WgmmaBuffers& buffers,
                             bool dgrad) {
   if (!dgrad || gather.act == ActKind::kNone) return g;
-  g.gate = {static_cast<const bf16*>(buffers.gate), static_cast<const bf16*>(buffers.out),
-            conv2d_gate(gather.act)};
+  g.gate = {static_cast<const bf16*>(buffers.gate), conv2d_gate(gather.act)};
   return g;
 }
 

@@ -146,9 +146,17 @@ __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned cha
   RingPosition<Config::kAStages> a;
   RingPosition<Config::kBStages> b;
   constexpr bool kCounted = kFused && Config::kStats;
+  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
+  constexpr bool kResidual = kFused && !Config::kPool;
+  const bf16* joined = joined_tensor<kDgrad, kResidual>(g, shape.epilogue, out);
   TileStats<Config> stats;
   for (TileWalk<Config> tile(g); !tile.done(); tile.next()) {
+    const int row = tile.first_row() + group_row, column = tile.first_column();
+    const auto slices = [&](const auto& visit) {
+      for_row_slices<Config>(warp, row, column, g.rows, g.columns, visit);
+    };
     if (shape.resident) b = {};  // parity 0: the one fill of each stage
+    JoinedTile<Config, kFused ? 1 : 2> held;
     int last_a = 0, last_b = 0;
     for (int group = 0; group < groups; ++group) {
       mbarrier_wait(smem.a_full(a.stage), a.parity);
@@ -175,6 +183,7 @@ __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned cha
       last_a = a.stage;
       a.advance();
     }
+    if (joined) held.begin(joined, slices);  // they come under the last products
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
@@ -183,17 +192,13 @@ __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned cha
       mbarrier_arrive(smem.a_empty(last_a));
     }
     if constexpr (Config::kPool) {
-      store_pooled_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
-                                g.columns, g.out_w, out, shape.arg, shape.epilogue);
+      store_pooled_tile<Config>(acc, store, warp, row, column, g.rows, g.columns, g.out_w, out, shape.arg,
+                                shape.epilogue);
     } else if (kCounted && shape.epilogue.stats.mean) {
-      store_counted_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
-                                 g.columns, out, shape.epilogue, stats);
-    } else if constexpr (kFused) {
-      store_fused_tile<Config>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), g.rows,
-                               g.columns, out, shape.epilogue);
+      store_counted_tile<Config>(acc, store, warp, row, column, g.rows, g.columns, out, shape.epilogue,
+                                 stats);
     } else {
-      store_tile<Config, kDgrad>(acc, store, warp, tile.first_row() + group_row, tile.first_column(), bias,
-                                 out, g);
+      store_product<kDgrad, kFused>(acc, staging, held, joined, out, bias, column, shape.epilogue, g, slices);
     }
   }
   if (kCounted && shape.epilogue.stats.mean) {

@@ -139,34 +139,43 @@ struct ParityRows {
       pixel[i] = parity_pixel(g, c, first_row + i * kRowsAtOnce + threadIdx.x % 32 / kChunks);
     }
   }
-  // This thread's chunk of row i and the span from `first_column`; null beyond the edge.
-  __device__ __forceinline__ bf16* chunk(bf16* dx, const ParityShape& g, int i, int first_column) const {
+  // The element of dx where this thread's chunk of row i and the span from `first_column` begins; -1 beyond
+  // the edge.
+  __device__ __forceinline__ ptrdiff_t chunk(const ParityShape& g, int i, int first_column) const {
     const int column = first_column + threadIdx.x % kChunks * 8;
-    return pixel[i] >= 0 && column < g.columns ? dx + static_cast<size_t>(pixel[i]) * g.columns + column
-                                               : nullptr;
+    const int at = computed_again(pixel[i]);
+    return at >= 0 && column < g.columns ? static_cast<ptrdiff_t>(at) * g.columns + column : -1;
   }
 };
 
-// Writes a warpgroup's accumulators: kMTiles x 64 rows of the class from `first_row`, kBN columns.
-template <class Config>
-__device__ __forceinline__ void parity_store(const float (&acc)[Config::kMTiles][Config::kBN / 2],
-                                             unsigned char* store, int warp, const ParityClass& c,
-                                             int first_row, int first_column, bf16* __restrict__ dx,
-                                             const ParityShape& g) {
-  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
+// The slices of a warp, as for_row_slices(), of a warpgroup's rows of the class from `first_row`.
+template <class Config, class Visit>
+__device__ __forceinline__ void for_parity_slices(int warp, const ParityClass& c, int first_row,
+                                                  int first_column, const ParityShape& g,
+                                                  const Visit& visit) {
+  constexpr int kSpan = Config::kColumnSpan, kAcross = Config::kBN / kSpan;
 #pragma unroll
   for (int m = 0; m < Config::kMTiles; ++m) {
     const ParityRows<Config> rows(g, c, first_row + m * 64 + warp % 4 * 16);
 #pragma unroll
-    for (int span = 0; span < Config::kBN; span += Config::kColumnSpan) {
-      store_slice_at<Config, true>(acc[m] + span / 2, staging, first_column + span, nullptr, g.columns,
-                                   g.accumulate,
-                                   [&](int i) { return rows.chunk(dx, g, i, first_column + span); });
+    for (int j = 0; j < kAcross; ++j) {
+      visit(m * kAcross + j, [&](int turn) { return rows.chunk(g, turn, first_column + j * kSpan); });
     }
   }
 }
 
-// The same of zeros: a class without taps.
+// Writes a warp's slices, with the old values where dx accumulates.
+template <class Acc, class Held, class Slices>
+__device__ __forceinline__ void parity_store(const Acc& acc, unsigned char* staging, Held& held,
+                                             const bf16* old, bf16* dx, const Slices& slices) {
+  if (old) {
+    store_slices(acc, staging, held, old, dx, slices, AddFinish{});
+  } else {
+    store_slices(acc, staging, held, nullptr, dx, slices, SumFinish{});
+  }
+}
+
+// Zeros to a warpgroup's rows of a class without taps.
 template <class Config>
 __device__ __forceinline__ void parity_store_zeros(int warp, const ParityClass& c, int first_row,
                                                    int first_column, bf16* __restrict__ dx,
@@ -176,7 +185,8 @@ __device__ __forceinline__ void parity_store_zeros(int warp, const ParityClass& 
     for (int span = 0; span < Config::kBN; span += Config::kColumnSpan) {
 #pragma unroll
       for (int i = 0; i < ParityRows<Config>::kRows; ++i) {
-        if (bf16* to = rows.chunk(dx, g, i, first_column + span)) Vec<bf16, 8>{}.store(to);
+        const ptrdiff_t at = rows.chunk(g, i, first_column + span);
+        if (at >= 0) Vec<bf16, 8>{}.store(dx + at);
       }
     }
   }
@@ -192,7 +202,9 @@ __device__ __forceinline__ void parity_consume(WgmmaSmem<Config> smem, unsigned 
   const auto release = [&](int stage) {                            // once a warp
     if (lane == 0) mbarrier_arrive(smem.empty(stage));
   };
+  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
   float acc[Config::kMTiles][Config::kBN / 2] = {};
+  const bf16* old = g.accumulate ? dx : nullptr;
   RingPosition<Config::kStages> at;
   for (ParityWalk<Config> tile(g); !tile.done(); tile.next()) {
     const ParityClass& c = tile.pixel_class();
@@ -201,6 +213,8 @@ __device__ __forceinline__ void parity_consume(WgmmaSmem<Config> smem, unsigned 
       parity_store_zeros<Config>(warp, c, row, column, dx, g);
       continue;
     }
+    const auto slices = [&](const auto& visit) { for_parity_slices<Config>(warp, c, row, column, g, visit); };
+    JoinedTile<Config, 2> held;
     int previous = 0;
     for (int step = 0; step < c.steps; ++step) {
       mbarrier_wait(smem.full(at.stage), at.parity);
@@ -215,11 +229,12 @@ __device__ __forceinline__ void parity_consume(WgmmaSmem<Config> smem, unsigned 
       previous = at.stage;
       at.advance();
     }
+    if (old) held.begin(old, slices);  // they come under the last products
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
     release(previous);
-    parity_store<Config>(acc, store, warp, c, row, column, dx, g);
+    parity_store(acc, staging, held, old, dx, slices);
   }
 }
 

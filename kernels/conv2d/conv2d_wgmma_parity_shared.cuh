@@ -122,6 +122,17 @@ __device__ __forceinline__ void shared_consume(ParitySharedSmem<Config> smem, un
 #pragma unroll
     for (int i = 0; i < Config::kClasses; ++i) pin_registers(acc[i]);
   };
+  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
+  const bf16* old = g.accumulate ? dx : nullptr;
+  using Held = JoinedSlices<Config::kColumnSpan, Config::kClasses, 2>;
+  int item = blockIdx.x;
+  const auto slices_of_item = [&](const auto& visit) {  // one a class
+#pragma unroll
+    for (int i = 0; i < Config::kClasses; ++i) {
+      const ParityRows<Config> rows(g, g.classes[i], item * Config::kBM + group_row + warp % 4 * 16);
+      visit(i, [&](int turn) { return rows.chunk(g, turn, 0); });
+    }
+  };
   RingPosition<Config::kStages> at;
   int previous = 0;
   const auto stage = [&]<int kD>(int slice) {
@@ -137,23 +148,19 @@ __device__ __forceinline__ void shared_consume(ParitySharedSmem<Config> smem, un
     at.advance();
   };
   mbarrier_wait(smem.filter_full(), 0);
-  for (int item = blockIdx.x; item < g.items; item += gridDim.x) {
+  for (; item < g.items; item += gridDim.x) {
+    Held held;
     for (int slice = 0; slice < slices; ++slice) {
       stage.template operator()<0>(slice);
       stage.template operator()<1>(slice);
       stage.template operator()<2>(slice);
       stage.template operator()<3>(slice);
     }
+    if (old) held.begin(old, slices_of_item);  // they come under the last products
     wgmma_wait<0>();
     pin();
     if (lane == 0) mbarrier_arrive(smem.empty(previous));
-    unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
-#pragma unroll
-    for (int i = 0; i < Config::kClasses; ++i) {
-      const ParityRows<Config> rows(g, g.classes[i], item * Config::kBM + group_row + warp % 4 * 16);
-      store_slice_at<Config, true>(acc[i], staging, 0, nullptr, g.columns, g.accumulate,
-                                   [&](int row) { return rows.chunk(dx, g, row, 0); });
-    }
+    parity_store(acc, staging, held, old, dx, slices_of_item);
   }
 }
 

@@ -195,40 +195,31 @@ __device__ __forceinline__ int sweep_pixel(const SweepShape& shape, int row) {
   return row < g.rows && h < g.out_h && w < g.out_w ? (image * g.out_h + h) * g.out_w + w : -1;
 }
 
-// Writes a warpgroup's accumulators: kMTiles x 64 rows of the sweep from `first_row`, kBN columns. Lane l of
-// a warp finds the output pixel of its row l % 16, -1 where the row lies on padding.
-template <class Config, bool kDgrad, bool kFused>
-__device__ __forceinline__ void sweep_store(const float (&acc)[Config::kMTiles][Config::kBN / 2],
-                                            unsigned char* store, int warp, int first_row, int first_column,
-                                            const float* __restrict__ bias, bf16* __restrict__ out,
-                                            const SweepShape& shape) {
-  constexpr int kChunks = Config::kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
-  const WgmmaShape& g = shape.g;
-  const int lane = threadIdx.x % 32;
-  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
+// The slices of a warp, as for_row_slices(), of a warpgroup's rows of the sweep from `first_row`. Lane l
+// finds the output pixel of row l % 16, -1 where the row lies on padding.
+template <class Config, class Visit>
+__device__ __forceinline__ void for_sweep_slices(int warp, int first_row, int first_column,
+                                                 const SweepShape& shape, const Visit& visit) {
+  constexpr int kSpan = Config::kColumnSpan, kAcross = Config::kBN / kSpan;
+  constexpr int kChunks = kSpan / 8, kRowsAtOnce = 32 / kChunks;
+  const int lane = threadIdx.x % 32, columns = shape.g.columns;
 #pragma unroll
   for (int i = 0; i < Config::kMTiles; ++i) {
     const int pixel = sweep_pixel(shape, first_row + i * 64 + warp % 4 * 16 + lane % 16);
 #pragma unroll
-    for (int column = 0; column < Config::kBN; column += Config::kColumnSpan) {
-      const int first = first_column + column, chunk = first + lane % kChunks * 8;
-      const auto global = [&](int turn) -> bf16* {  // all lanes call it together
-        const int at = __shfl_sync(0xffffffffu, pixel, turn * kRowsAtOnce + lane / kChunks);
-        return at >= 0 && chunk < g.columns ? out + static_cast<size_t>(at) * g.columns + chunk : nullptr;
-      };
-      if (first >= g.columns) continue;
-      if constexpr (kFused) {
-        store_fused_slice<Config::kColumnSpan>(acc[i] + column / 2, staging, first, g.columns, out,
-                                               shape.epilogue, global);
-      } else {
-        store_slice_at<Config, kDgrad>(acc[i] + column / 2, staging, first, bias, g.columns, g.accumulate,
-                                       global, g.gate);
-      }
+    for (int j = 0; j < kAcross; ++j) {
+      const int first = first_column + j * kSpan, chunk = first + lane % kChunks * 8;
+      if (first >= columns) continue;
+      visit(i * kAcross + j, [&](int turn) -> ptrdiff_t {  // all lanes call it together
+        const int at = computed_again(__shfl_sync(0xffffffffu, pixel, turn * kRowsAtOnce + lane / kChunks));
+        return at >= 0 && chunk < columns ? static_cast<ptrdiff_t>(at) * columns + chunk : -1;
+      });
     }
   }
 }
 
-// The same with statistics. Rows on padding are not zeros: they are not counted.
+// Writes a warpgroup's accumulators with their statistics. Rows on padding are not zeros: they are not
+// counted.
 template <class Config>
 __device__ __forceinline__ void sweep_store_counted(const float (&acc)[Config::kMTiles][Config::kBN / 2],
                                                     unsigned char* store, int warp, int first_row,
@@ -281,9 +272,18 @@ __device__ __forceinline__ void sweep_consume(SweepSmem<Config> smem, unsigned c
   a.advance(team * copies);
   bool wait_filter = true;
   TileStats<Config> stats;
+  unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
+  const bf16* joined = joined_tensor<kDgrad, kFused>(g, shape.epilogue, out);
+  constexpr int kHeld = !kFused ? 2 : Config::kMTiles * Config::kBN > 128 ? 0 : 1;  // as registers allow
+  static_assert(kHeld % (Config::kBN / Config::kColumnSpan) == 0,
+                "of slices that take each other's registers both or neither lie beyond the last column");
   uint32_t phases = 0;  // bit i: parity of this team's next phase of source stage i
   for (SweepWalk<Config> tile(g, team, Config::kTeams); !tile.done(); tile.next()) {
     if (shape.resident) b.stage = 0, b.parity = 0;  // the one fill of each stage
+    const auto slices = [&](const auto& visit) {
+      for_sweep_slices<Config>(warp, tile.first_row() + group_row, tile.column, shape, visit);
+    };
+    JoinedTile<Config, kHeld> held;
     int last_a = 0, last_b = 0;
     for (int copy = 0; copy < copies; ++copy) {
       const int channels = g.src_c - copy / slice_copies * Config::kBK;  // of this slice and those after it
@@ -308,6 +308,7 @@ __device__ __forceinline__ void sweep_consume(SweepSmem<Config> smem, unsigned c
       last_a = a.stage;
       a.advance();
     }
+    if (joined) held.begin(joined, slices);  // they come under the last products
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
@@ -321,8 +322,8 @@ __device__ __forceinline__ void sweep_consume(SweepSmem<Config> smem, unsigned c
       sweep_store_counted<Config>(acc, store, warp, tile.first_row() + group_row, tile.column, out, shape,
                                   stats);
     } else {
-      sweep_store<Config, kDgrad, kFused>(acc, store, warp, tile.first_row() + group_row, tile.column, bias,
-                                          out, shape);
+      store_product<kDgrad, kFused>(acc, staging, held, joined, out, bias, tile.column, shape.epilogue, g,
+                                    slices);
     }
   }
   if (kFused && shape.epilogue.stats.mean) {
