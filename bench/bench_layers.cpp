@@ -143,6 +143,7 @@ void run_row(benchmark::State& state, Rows& rows, const LayerRow& row) {
                                                      {"x_vendor_best", c.x_vendor_best},
                                                      {"x_vendor_default", c.x_vendor_default},
                                                      {"x_naive", c.x_naive},
+                                                     {"pick_ratio", c.pick_ratio},
                                                      {"workspace_bytes", c.workspace_bytes},
                                                      {"sm_mhz", c.sm_mhz},
                                                      {"samples", c.samples}};

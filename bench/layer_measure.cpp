@@ -191,7 +191,10 @@ std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
     return results;
   }
 
-  double vendor_best = LayerCounters::kVoid, vendor_default = vendor_best, naive = vendor_best;
+  const std::vector<std::string> choices = any.pass->choices(problem, device_);
+  const std::string picked = choices.empty() ? "" : choices.front().substr(0, choices.front().find(':'));
+  double vendor_best = LayerCounters::kVoid, vendor_default = vendor_best, naive = vendor_best,
+         fastest = vendor_best;
   for (size_t i = 0; i < rows.size(); ++i) {
     if (!results[i].error.empty()) continue;
     try {
@@ -202,6 +205,7 @@ std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
     }
     const double us = results[i].counters.cold_us;
     if (rows[i].peer) vendor_best = least(vendor_best, us);
+    if (!rows[i].peer) fastest = least(fastest, us);
     if (rows[i].peer && is_default(rows[i].impl)) vendor_default = us;
     if (is_naive(rows[i].impl)) naive = us;
   }
@@ -211,6 +215,7 @@ std::vector<RowResult> LayerBench::measure(const std::vector<LayerRow>& rows) {
     c.x_vendor_best = vendor_best / c.cold_us;
     c.x_vendor_default = vendor_default / c.cold_us;
     c.x_naive = naive / c.cold_us;
+    if (rows[i].impl == picked) c.pick_ratio = c.cold_us / fastest;
   }
   return results;
 }

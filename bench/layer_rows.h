@@ -35,7 +35,7 @@ struct LayerCounters {
   static constexpr double kVoid = std::numeric_limits<double>::quiet_NaN();
   double cold_us = kVoid, warm_us = kVoid, spread_pct = kVoid, gbps = kVoid, tflops = kVoid,
          pct_ceiling = kVoid, pct_copy = kVoid, x_vendor_best = kVoid, x_vendor_default = kVoid,
-         x_naive = kVoid;
+         x_naive = kVoid, pick_ratio = kVoid;
   double workspace_bytes = kVoid, sm_mhz = kVoid, samples = kVoid;
 };
 

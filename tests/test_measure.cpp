@@ -95,6 +95,18 @@ TEST_F(Measure, ASlowKernelShowsInItsRow) {
   EXPECT_NEAR(results[1].counters.x_naive, results[0].counters.cold_us / results[1].counters.cold_us, 1e-9);
 }
 
+TEST_F(Measure, WhatIsPickedIsComparedWithTheFastest) {
+  LayerBench bench(cpu_device(), Ceilings{}, brief());
+  const PassInfo& pass = *find(kPass);
+  const std::string choice = pass.choices(pass.parse(kProblem, DType::kF32), cpu_device()).at(0);
+  const std::vector<RowResult> results = bench.measure(rows_of(pass, {"cpu_naive", "cpu_fast"}));
+  ASSERT_EQ(choice, "cpu_fast");
+  EXPECT_TRUE(std::isnan(results[0].counters.pick_ratio));
+  EXPECT_NEAR(
+      results[1].counters.pick_ratio,
+      results[1].counters.cold_us / std::min(results[0].counters.cold_us, results[1].counters.cold_us), 1e-9);
+}
+
 TEST_F(Measure, RowsFollowTheFilter) {
   LayerOptions options;
   options.problems = {{"", "max_pool2d", kProblem, "fwd"}};

@@ -32,7 +32,7 @@ from torch_layers_pass import Maker, NoCounterpart
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MODES = ("torch", "torch_compile")
 COMPILE_MODE = "max-autotune-no-cudagraphs"
-VOID = ("pct_ceiling", "pct_copy", "x_vendor_best", "x_vendor_default", "x_naive", "workspace_bytes", "sm_mhz")
+VOID = ("pct_ceiling", "pct_copy", "x_vendor_best", "x_vendor_default", "x_naive", "pick_ratio", "workspace_bytes", "sm_mhz")
 BOUNDS = {"bf16": 0.05, "fp32": 1e-3}  # norm of the difference over the norm of what it must be
 SEEDS = (0, 1)  # one draw may have an element that rounding puts on the other side of a kink
 FEWEST_VALUES = 64  # a channel, in the check of batchnorm
