@@ -178,7 +178,7 @@ std::vector<NamedProblem> test_convolutions() {
        {"n2_h8_w8_c16_k32_r3_acc", "n2_h7_w9_c17_k17_r3_acc", "n2_h8_w8_c32_k64_r1_acc",
         "n1_h9_w9_c8_k16_r3_st2_acc", "n2_h8_w8_c32_k64_r1_st2_acc", "n2_h8_w8_c64_k64_r3_acc",
         "n2_h8_w8_c8_k8_r5_acc", "n2_h9_w9_c24_k16_r3_st1x2_acc", "n2_h15_w15_c24_k64_r3_acc",
-        "n5_h16_w16_c136_k72_r3_acc", "n3_h15_w17_c264_k40_r3_acc", "n140_h16_w16_c72_k16_r3_acc",
+        "n4_h16_w16_c136_k72_r3_acc", "n3_h15_w17_c264_k40_r3_acc", "n140_h16_w16_c32_k8_r3_acc",
         "n9_h9_w9_c264_k40_r3_st2_acc"}) {
     add("accumulate", residual, "dgrad");
   }
@@ -201,7 +201,7 @@ std::vector<NamedProblem> test_convolutions() {
   for (const char* many :
        {"n140_h16_w16_c16_k16_r3_scale_bias_res_relu", "n132_h16_w16_c16_k96_r1_res_relu6",
         "n132_h15_w16_c16_k192_r1_scale_bias_res", "n600_h16_w16_c3_k8_r3_bias_res_relu",
-        "n66_h3_w3_c64_k264_r3_scale_bias_res_relu", "n5_h16_w16_c64_k264_r3_scale_bias_res_relu",
+        "n66_h3_w3_c64_k264_r3_scale_bias_res_relu", "n2_h16_w16_c64_k264_r3_scale_bias_res_relu",
         "n130_h4_w4_c64_k72_r3_bias_res_relu6", "n130_h4_w4_c64_k72_r3_scale"}) {
     add("epilogue", many, "fwd");
   }
