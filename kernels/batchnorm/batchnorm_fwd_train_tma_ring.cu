@@ -309,9 +309,9 @@ extern const Impl<BatchnormFwdTrain> batchnorm_fwd_train_tma_ring = {
         [](const BatchnormProblem& p, const Device& device) {
           // Between what fits shared memory and a few MiB, and what L2 hardly helps with, on_chip is faster:
           // it leaves more of x in L2.
-          constexpr double kFewBytes = 34 << 20, kManyBytes = 90 << 20;
-          const double bytes = 1.0 * p.per_channel() * p.c * static_cast<double>(size_of(p.dtype));
-          return ring_preferred(p, device, 1) && (bytes <= kFewBytes || bytes >= kManyBytes);
+          constexpr double kFewMib = 34, kManyMib = 90;
+          const double mib = batchnorm_mib(p);
+          return ring_preferred(p, device, 1) && (mib <= kFewMib || mib >= kManyMib);
         }};
 
 }  // namespace kiln
