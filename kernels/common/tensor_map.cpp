@@ -57,6 +57,7 @@ CUtensorMap encode_tiled(const TiledMap<kRank>& map) {
 
 CUtensorMap make_tiled_map(const TiledMap<3>& map) { return encode_tiled(map); }
 CUtensorMap make_tiled_map(const TiledMap<4>& map) { return encode_tiled(map); }
+CUtensorMap make_tiled_map(const TiledMap<5>& map) { return encode_tiled(map); }
 
 CUtensorMap make_dense_map(const DenseMap& map) {
   static const auto encode = driver_function<decltype(cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");

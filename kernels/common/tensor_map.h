@@ -10,7 +10,7 @@
 
 namespace kiln {
 
-// A tensor of 3 or 4 dimensions and the box that one load copies.
+// A tensor of 3 to 5 dimensions and the box that one load copies.
 template <int kRank>
 struct TiledMap {
   const void* base;                   // 16-byte aligned
@@ -21,6 +21,7 @@ struct TiledMap {
 };
 CUtensorMap make_tiled_map(const TiledMap<3>& map);
 CUtensorMap make_tiled_map(const TiledMap<4>& map);
+CUtensorMap make_tiled_map(const TiledMap<5>& map);
 
 // A dense tensor, the box that one load copies as it is (no swizzle).
 struct DenseMap {

@@ -15,6 +15,7 @@
 // are added once), in a fixed order.
 #pragma once
 
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/conv2d/conv2d_pointwise_smem.cuh"
@@ -50,8 +51,6 @@ template <class Config, bool kDgrad>
 __device__ __forceinline__ void pointwise_produce(const CUtensorMap* src, const CUtensorMap* filter,
                                                   const PointwiseSmem<Config>& smem,
                                                   const PointwiseShape& g) {
-  tma_prefetch_map(src);
-  tma_prefetch_map(filter);
   const PointwiseWalk walk(g);
   const int first_column = walk.column_tile * Config::kBN;
   PointwiseRing at;
@@ -186,7 +185,6 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
     adds = stores, old = &fused.x;
   }
   const auto first_row = [&](int row_tile) { return row_tile * Config::kBM + group * Config::kGroupRows; };
-  if (leader) tma_prefetch_map(out);
   if (adds && leader) {
     load_old<Config>(old, smem.staging(group, 0), smem.old(group, 0), first_row(walk.row_tile), first_column,
                      g);
@@ -270,6 +268,7 @@ __global__ __launch_bounds__(Config::kThreads, Config::kBlocks) void conv2d_poin
     const __grid_constant__ CUtensorMap out,  // fwd: y [N*H*W,K]; dgrad: dx [N*H*W,C]; linear: in lines of 64
     const float* __restrict__ bias,           // [K] or null (fwd)
     const __grid_constant__ StagedEpilogue<kFused> fused, const __grid_constant__ PointwiseShape g) {
+  let_next_start();
   extern __shared__ unsigned char raw[];
   const uint32_t start = smem_address(raw);
   const PointwiseSmem<Config> smem = {
@@ -281,8 +280,11 @@ __global__ __launch_bounds__(Config::kThreads, Config::kBlocks) void conv2d_poin
     }
     for (int i = 0; i < 2 * Config::kGroups; ++i) mbarrier_init(smem.old(i / 2, i % 2), 1);
     fence_barrier_init();
+  } else if (threadIdx.x == 32) {
+    for (const CUtensorMap* map : {&src, &filter, &out}) tma_prefetch_map(map);
   }
   __syncthreads();  // barriers are initialised
+  wait_for_last();  // nothing but this kernel's parameters has been read
   if (threadIdx.x / 32 == Config::kGroups * 4) {
     if (threadIdx.x % 32 == 0) pointwise_produce<Config, kDgrad>(&src, &filter, smem, g);
     __syncwarp();

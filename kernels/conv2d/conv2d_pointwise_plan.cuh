@@ -156,17 +156,17 @@ Bound pointwise_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const CUtensorMap out = pointwise_out_map<Config>(layout.shape, gather.shape.rows, buffers.out);
   const auto bound = [&]<bool kFused>(const StagedEpilogue<kFused>& fused) {
     return Bound([=](Stream stream) {
-      cudaLaunchAttribute cluster = {};
-      cluster.id = cudaLaunchAttributeClusterDimension;
-      cluster.val.clusterDim.x = layout.shape.splits;
-      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+      cudaLaunchAttribute attributes[] = {early_launch(), {}};
+      attributes[1].id = cudaLaunchAttributeClusterDimension;
+      attributes[1].val.clusterDim.x = layout.shape.splits;
+      attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
       cudaLaunchConfig_t launch = {};
       launch.gridDim = dim3(layout.blocks);
       launch.blockDim = dim3(Config::kThreads);
       launch.dynamicSmemBytes = layout.smem_bytes;
       launch.stream = cuda_stream(stream);
-      launch.attrs = &cluster;
-      launch.numAttrs = layout.shape.splits > 1 ? 1 : 0;
+      launch.attrs = attributes;
+      launch.numAttrs = layout.shape.splits > 1 ? 2 : 1;
       check_cuda(cudaLaunchKernelEx(&launch, conv2d_pointwise_kernel<Config, kDgrad, kFused>, src, filter,
                                     out, static_cast<const float*>(buffers.bias), fused, layout.shape),
                  "conv2d_pointwise_kernel");

@@ -91,6 +91,27 @@ std::vector<NamedProblem> test_convolutions() {
                             "n8_h4_w4_c160_k960_r1_acc", "n3_h7_w9_c136_k72_r1_acc"}) {
     add("pointwise", added, "dgrad");
   }
+  // Few channels: each class of them full and not, one pixel, rows that make no whole group; two turns for
+  // some of the warps of 132 blocks, or of twice or thrice as many.
+  for (const char* few :
+       {"n3_h7_w9_c96_k16_r1", "n3_h7_w9_c88_k32_r1", "n5_h5_w5_c40_k24_r1", "n1_h1_w1_c8_k96_r1",
+        "n1_h1_w7_c72_k8_r1", "n2_h15_w15_c24_k96_r1", "n3_h9_w9_c32_k80_r1", "n1_h3_w5_c32_k32_r1",
+        "n2_h7_w9_c24_k16_r1", "n1_h1_w17_c16_k32_r1", "n131_h21_w19_c16_k96_r1", "n131_h17_w16_c72_k16_r1",
+        "n131_h17_w16_c96_k24_r1", "n131_h17_w16_c24_k96_r1", "n131_h21_w19_c32_k16_r1",
+        "n131_h21_w19_c16_k24_r1"}) {
+    add("direct", few, "fwd,dgrad");
+  }
+  for (const char* biased : {"n3_h7_w9_c16_k96_r1_bias", "n3_h7_w9_c72_k24_r1_bias",
+                             "n2_h5_w9_c24_k88_r1_bias", "n3_h7_w9_c96_k8_r1_bias"}) {
+    add("direct", biased, "fwd");
+  }
+  // Many channels of dx and one slab of rows a block: each number of output channels, chunks and slabs that
+  // are not full, one chunk, one pixel.
+  for (const char* slab :
+       {"n3_h7_w9_c72_k64_r1", "n2_h5_w5_c328_k96_r1", "n1_h1_w1_c8_k160_r1", "n13_h4_w4_c1000_k64_r1",
+        "n51_h4_w4_c320_k128_r1", "n40_h4_w4_c648_k160_r1", "n3_h8_w8_c384_k96_r1"}) {
+    add("slab", slab, "dgrad");
+  }
   // Padded maps that a tile sweeps over: pitches of 16, 32 and others, tiles of several images, filters that
   // stay in shared memory and such that do not, several column tiles, slices of channels that are not full.
   for (const char* swept : {"n3_h15_w15_c64_k64_r3", "n2_h31_w31_c24_k64_r3", "n2_h15_w15_c64_k256_r3",
