@@ -17,7 +17,7 @@ struct EpochOptions {
   std::vector<std::string> sweep;                     // networks; rows of the sweep alone where there are any
   double seconds = 1;                                 // a row's budget on CUDA
   double cpu_seconds = 60;                            // of a training row on the CPU
-  double energy_seconds = 4;                          // the shortest window of energy, 0: no energy
+  double energy_seconds = 5;                          // the shortest window of energy, 0: no energy
   std::vector<int> energy_batches;                    // rows with energy; {0}: all, {}: epochs at batch 512
   double sweep_seconds = 0.5;                         // of one point of a sweep
   bool augment = true;
