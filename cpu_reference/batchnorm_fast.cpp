@@ -40,17 +40,18 @@ KILN_CPU_CLONES void block_moments(const float* x,  // [rows,C]
   }
 }
 
-// (count, mean, m2) with (more, mean_b, m2_b) merged in.
+// (count, mean, m2) with (more, mean_b, m2_b) merged in; in double, as merges are long chains.
+template <class T>
 KILN_CPU_CLONES void merge_moments(long long count, long long more, int channels,
-                                   float* __restrict mean,          // [C]
-                                   float* __restrict m2,            // [C]
-                                   const float* __restrict mean_b,  // [C]
-                                   const float* __restrict m2_b)    // [C]
+                                   double* __restrict mean,     // [C]
+                                   double* __restrict m2,       // [C]
+                                   const T* __restrict mean_b,  // [C]
+                                   const T* __restrict m2_b)    // [C]
 {
-  const float fraction = static_cast<float>(static_cast<double>(more) / static_cast<double>(count + more));
-  const float weight = static_cast<float>(count) * fraction;
+  const double fraction = static_cast<double>(more) / static_cast<double>(count + more);
+  const double weight = static_cast<double>(count) * fraction;
   for (int c = 0; c < channels; ++c) {
-    const float delta = mean_b[c] - mean[c];
+    const double delta = mean_b[c] - mean[c];
     mean[c] += delta * fraction;
     m2[c] += m2_b[c] + delta * weight * delta;
   }
@@ -195,41 +196,43 @@ void update_running(const BatchnormProblem& p, float mean, float var, float& run
   running_var = (1.0f - p.momentum) * running_var + p.momentum * var * unbiased;
 }
 
-// Workspace of fwd_train: mean and m2 of each part, the same and scratch of its current block; scale;
+// Workspace of fwd_train: mean and m2 of each part; the same and scratch of its current block; scale;
 // pooling.
 size_t fwd_train_bytes(const BatchnormProblem& p) {
-  return sizeof(float) * p.c * (5ull * batchnorm_parts(p) + 1) + pool_bytes(p);
+  return p.c * (batchnorm_parts(p) * (2 * sizeof(double) + 3 * sizeof(float)) + sizeof(float)) +
+         pool_bytes(p);
 }
 
 void fwd_train(const BatchnormProblem& p, const BatchnormFwdTrain::Args& a, void* workspace) {
   const size_t channels = static_cast<size_t>(p.c);
   const int parts = batchnorm_parts(p);
-  const float* pivot = f32(a.x);                  // [C], the first row
-  float* partial = f32(workspace);                // [parts,5,C]
-  float* scale = partial + 5 * channels * parts;  // [C]
+  const float* pivot = f32(a.x);                                             // [C], the first row
+  double* moments = static_cast<double*>(workspace);                         // [parts,2,C]
+  float* blocks = reinterpret_cast<float*>(moments + 2 * channels * parts);  // [parts,3,C]
+  float* scale = blocks + 3 * channels * parts;                              // [C]
 #pragma omp parallel for schedule(static) if (parts > 1)
   for (int part = 0; part < parts; ++part) {
-    float* mean = partial + 5 * channels * part;
-    float *m2 = mean + channels, *block = m2 + channels;
+    double *mean = moments + 2 * channels * part, *m2 = mean + channels;
+    float* block = blocks + 3 * channels * part;
     const long long begin = batchnorm_part_begin(p, part), end = batchnorm_part_begin(p, part + 1);
-    std::fill_n(mean, 2 * channels, 0.0f);
+    std::fill_n(mean, 2 * channels, 0.0);
     for (long long row = begin; row < end; row += batchnorm_block_rows(p)) {
       const long long rows = std::min(batchnorm_block_rows(p), end - row);
       block_moments(f32(a.x) + row * p.c, rows, p.c, pivot, block, block + channels, block + 2 * channels);
       merge_moments(row - begin, rows, p.c, mean, m2, block, block + channels);
     }
   }
-  float *mean = partial, *m2 = partial + channels;
+  double *mean = moments, *m2 = moments + channels;
   for (int part = 1; part < parts; ++part) {
-    const float* other = partial + 5 * channels * part;
+    const double* other = moments + 2 * channels * part;
     merge_moments(batchnorm_part_begin(p, part),
                   batchnorm_part_begin(p, part + 1) - batchnorm_part_begin(p, part), p.c, mean, m2, other,
                   other + channels);
   }
-  const float inverse = static_cast<float>(1.0 / static_cast<double>(p.per_channel()));
+  const double inverse = 1.0 / static_cast<double>(p.per_channel());
   for (int c = 0; c < p.c; ++c) {
-    const float var = m2[c] * inverse;
-    const float batch_mean = pivot[c] + mean[c];
+    const float var = static_cast<float>(m2[c] * inverse);
+    const float batch_mean = static_cast<float>(pivot[c] + mean[c]);
     f32(a.saved_mean)[c] = batch_mean;
     f32(a.saved_rstd)[c] = batchnorm_rstd(var, p.eps);
     update_running(p, batch_mean, var, f32(a.running_mean)[c], f32(a.running_var)[c]);
