@@ -86,7 +86,8 @@ PointwiseLayout pointwise_layout(const WgmmaGather& gather) {
 
 // Clocks that a launch is thought to take; only ratios matter. The constants are the H100's: a
 // multiprocessor's share of device memory, of L2, products of 4096 FLOP a clock; a tile's stores run under
-// the next tile's copies, but for the last; dgrad's take longer where a tile has a short piece of a row.
+// the next tile's copies, but for the last; dgrad's, and those that are counted, take longer where a tile has
+// a short piece of a row.
 template <class Config, PointwiseFilter kFilter, bool kDgrad>
 double pointwise_cost(const WgmmaGather& gather) {
   const PointwiseLayout layout = pointwise_layout<Config, kFilter>(gather);
@@ -109,7 +110,7 @@ double pointwise_cost(const WgmmaGather& gather) {
       (source / g.column_tiles + results) / std::min(kL2Rate, 13.4 * gather.multiprocessors / active);
   const double l2 = (source + filter) / kL2Rate, later_l2 = g.resident ? source / kL2Rate : l2;
   const double exchange = g.splits > 1 ? 2000 + Config::kGroupRows * Config::kBN * 4 / 64.0 : 0;
-  const bool pieces = kDgrad && Config::kBN <= 64 && g.column_tiles > 1;
+  const bool pieces = (kDgrad ? Config::kBN <= 64 : gather.stats && Config::kBN == 32) && g.column_tiles > 1;
   const double stores = (pieces ? 9600.0 / Config::kBN : 0) + Config::kBN * 4 + exchange;
   const double last = Config::kBN * 8;
   return std::max(products, std::hypot(memory, l2)) +
