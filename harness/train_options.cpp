@@ -153,7 +153,8 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
          "rewrites of the network not to make, comma-separated; all: none is made (list: docs/engine.md)")
       ->delimiter(',')
       ->take_all();
-  app.add_option("--fusions-on", f.fusions_on, "rewrites to make that are off unless named: conv_stats")
+  app.add_option("--fusions-on", f.fusions_on,
+                 "rewrites to make wherever they can be, gain or not: conv_stats")
       ->delimiter(',')
       ->take_all();
   app.add_flag("--no-cuda-graph", f.no_cuda_graph, "launch kernels one by one, for profilers and debuggers");

@@ -9,7 +9,8 @@
 
 namespace kiln {
 
-// The rewrites that lower() may do. Each can be switched off, and conv_stats on, by its name.
+// The rewrites that lower() may do. Each can be switched off by its name, and conv_stats on wherever it can
+// be done.
 struct Fusions {
   bool bn_act = true;       // an activation that alone reads a batchnorm becomes part of it, both ways
   bool bn_residual = true;  // so does an add that alone reads it, with a relu or relu6 behind the add
@@ -23,13 +24,14 @@ struct Fusions {
   // A max_pool2d of 2x2 windows that alone reads the last of these becomes the conv2d's, if no add does; in
   // training one that alone reads a conv2d, or the relu or relu6 that alone reads a conv2d.
   bool conv_pool = true;
-  // In training a conv2d whose output one batchnorm alone reads gives that batchnorm's statistics. Off: the
-  // convolution loses more than the batchnorm gains (docs/measured.md).
-  bool conv_stats = false;
+  // In training a conv2d whose output one batchnorm alone reads gives that batchnorm's statistics, where its
+  // implementation says that the two gain by it (Impl::gains), or with conv_stats_anyway wherever it can.
+  bool conv_stats = true, conv_stats_anyway = false;
   // A conv2d's dgrad goes back through the relu or relu6 whose output it alone reads.
   bool dgrad_act = true;
   static std::vector<std::string> names();
-  // The usual ones and those named in `on`, but those named in `off` ("all": every one; `off` is stronger).
+  // The usual ones, but those named in `off`; conv_stats anyway where `on` names it ("all": every one; `off`
+  // is stronger).
   // Throws Error for an unknown name.
   static Fusions without(const std::vector<std::string>& off, const std::vector<std::string>& on = {});
 };

@@ -196,6 +196,7 @@ bool Lowering::gives_stats(int layer) const {
   with_stats.stats = true;
   const BatchnormProblem p = batchnorm(reader);
   return steps.offers<Conv2dFwd, true>(id(layer), conv2d(layer, with), with_stats) &&
+         (options.fusions.conv_stats_anyway || steps.gains<Conv2dFwd>(id(layer), with_stats)) &&
          steps.replaces<BatchnormFwdTrain, BatchnormFwdGiven>(p);
 }
 
@@ -261,6 +262,8 @@ Fusions Fusions::without(const std::vector<std::string>& off, const std::vector<
     }
   };
   set(on, true);
+  fusions.conv_stats_anyway = std::any_of(
+      on.begin(), on.end(), [](const std::string& name) { return name == "all" || name == "conv_stats"; });
   set(off, false);
   return fusions;
 }

@@ -38,6 +38,14 @@ class StepBuilder {
     return false;
   }
 
+  // True where the implementation that would be picked for `problem` thinks that what it gives beside its
+  // result spares the next step more than it takes.
+  template <class Pass>
+  bool gains(const std::string& layer, const typename Pass::Problem& problem) const {
+    const Impl<Pass>* impl = pick_for<Pass>(layer, problem).impl;
+    return impl->gains && impl->gains(problem, device_);
+  }
+
   // True where `Other` can do `problem` in the place of Pass: the user has no wish for Pass, or names an
   // implementation that Other has too.
   template <class Pass, class Other>

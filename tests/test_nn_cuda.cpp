@@ -85,6 +85,24 @@ TEST_F(NnCuda, LockStepOfANetworkWithoutBatchnormsWithTheJudge) {
   lock_step(test::tiny_plain_network(), {.h = 8, .w = 8, .c = 3}, 4, 5, 10, "*=cpu_naive", {"all"});
 }
 
+// Without a wish statistics come from the convolutions that sum them in registers and have a large output:
+// in resnet18 the 13 of 3x3 filters and stride 1 behind the first.
+TEST_F(NnCuda, ConvolutionsGiveStatisticsWhereTheBatchnormGains) {
+  if (cuda_device().sm != 90) GTEST_SKIP() << "no kernel of this device sums in registers";
+  const ShapedNetwork network = infer_shapes(builtin_network("resnet18"), {.h = 32, .w = 32, .c = 3}, 10);
+  const auto count = [&](int batch, const std::vector<std::string>& off) {
+    const LowerOptions options = {.batch = batch, .dtype = DType::kBF16, .fusions = Fusions::without(off)};
+    int found = 0;
+    for (const std::string& line : lower(network, ParameterLayout(network), cuda_device(), options).lines()) {
+      found += line.find("_stats") != std::string::npos;
+    }
+    return found;
+  };
+  EXPECT_EQ(count(512, {}), 13);
+  EXPECT_EQ(count(512, {"conv_stats"}), 0);
+  EXPECT_EQ(count(2, {}), 0);
+}
+
 // Convolutions that pool their output, and gradients that go back through activations, on maps of each width
 // that whole rows make tiles of.
 TEST_F(NnCuda, FusedStepWithoutBatchnormsMatchesUnfusedStep) {

@@ -28,7 +28,7 @@ TO_JSON = sys.argv[sys.argv.index("--json") + 1] if "--json" in sys.argv else No
 BUILD = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "build/release").resolve()
 LIBRARY = BUILD / "libkiln_kernels.a"
 # In the files of wgmma kernels, what adds up partial sums afterwards and multiplies nothing.
-NO_PRODUCT = ("sum_rows_kernel", "sum_splits_kernel")
+NO_PRODUCT = ("conv2d_column_merge_kernel", "sum_rows_kernel", "sum_splits_kernel")
 INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?(\S+)\s*(.*?)\s*;")
 # Files whose products read what TMA brought and nothing else: their stores go to staging tiles of results, which threads
 # read back. In all others a store must be fenced before the products, too.

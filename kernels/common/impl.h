@@ -96,6 +96,9 @@ struct Impl {
   std::vector<std::string> (*configs)(const Problem&, const Device&) = nullptr;
   // Where it supports a problem that another does faster: whether pick() takes it unasked; null for always.
   bool (*preferred)(const Problem&, const Device&) = nullptr;
+  // Of a problem with an output that spares the next step work (conv2d's stats): whether the two steps are
+  // thought to gain by it; null for never.
+  bool (*gains)(const Problem&, const Device&) = nullptr;
 };
 
 // Best to naive; peers last.

@@ -4,17 +4,19 @@
 #pragma once
 
 #include "kernels/common/tma.cuh"
+#include "kernels/conv2d/conv2d_column_sums.cuh"
 #include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_gate.h"
 
 namespace kiln {
 
-// A kernel parameter. Of the plain kernel: dgrad's gate.
+// A kernel parameter. Of the plain kernel: dgrad's gate, and where the sums of columns go.
 template <bool kFused>
 struct StagedEpilogue {
   CUtensorMap x;  // of dgrad's x where it is gated
   bool gated;
   Conv2dGate gate;
+  ColumnPartials partials = {};  // with kCounts
 
   // What is rounded for two sums: `addend` is their old values, the bias, or with a gate x.
   template <bool kDgrad>

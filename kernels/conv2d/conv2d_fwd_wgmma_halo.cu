@@ -41,6 +41,10 @@ extern const Impl<Conv2dFwd> conv2d_fwd_wgmma_halo = {
           // Fewer channels leave tiles so empty that pooling on its own is faster.
           if (p.pool) return p.c >= 24 && p.k >= 24;
           return halo_preferred(wgmma_fwd_gather(p, device));
+        },
+    .gains =
+        [](const Conv2dProblem& p, const Device& device) {
+          return wgmma_sums_gain(p) && !sweep_instead(wgmma_fwd_gather(p, device));
         }};
 
 }  // namespace kiln

@@ -13,6 +13,7 @@ namespace kiln {
 namespace {
 
 Support supports(const Conv2dProblem& p, const Device& device) {
+  if (const Support sums = wgmma_sums_supports(p); !sums) return sums;
   const Support gather = wgmma_fused_gather_supports(p, device);
   return gather ? pixel_supports(wgmma_fwd_gather(p, device)) : gather;
 }
@@ -32,6 +33,7 @@ extern const Impl<Conv2dFwd> conv2d_fwd_wgmma_pixel = {
           return wgmma_configs(PixelTiles::candidates<false>(), wgmma_fwd_gather(p, device));
         },
     .preferred = [](const Conv2dProblem& p,
-                    const Device& device) { return pixel_preferred(wgmma_fwd_gather(p, device)); }};
+                    const Device& device) { return pixel_preferred(wgmma_fwd_gather(p, device)); },
+    .gains = [](const Conv2dProblem& p, const Device&) { return wgmma_sums_gain(p); }};
 
 }  // namespace kiln

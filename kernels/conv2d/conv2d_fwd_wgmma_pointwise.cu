@@ -13,6 +13,7 @@ namespace kiln {
 namespace {
 
 Support supports(const Conv2dProblem& p, const Device& device) {
+  if (const Support sums = wgmma_sums_supports(p); !sums) return sums;
   const Support gather = wgmma_fused_gather_supports(p, device);
   return gather ? pointwise_supports(p) : gather;
 }
@@ -29,6 +30,7 @@ extern const Impl<Conv2dFwd> conv2d_fwd_pointwise = {
         },
     .configs = [](const Conv2dProblem& p,
                   const Device& device) { return pointwise_configs<false>(wgmma_fwd_gather(p, device)); },
-    .preferred = pointwise_preferred};
+    .preferred = pointwise_preferred,
+    .gains = [](const Conv2dProblem& p, const Device&) { return wgmma_sums_gain(p); }};
 
 }  // namespace kiln

@@ -10,9 +10,10 @@
 // distributed shared memory. Two consumer warpgroups multiply 64 rows each with wgmma and write bf16 into
 // their own two staging tiles, which the copy engine stores while the next tile is multiplied; for += the
 // engine first brings the old values into them, the fused kernel's (conv2d_epilogue.cuh) residual alike. A
-// warpgroup never waits for the other one. Where the tile has all columns its rows are one stretch of memory,
-// stored as lines of 128 bytes. Deterministic: one thread sums an output (with a cluster two, whose halves
-// are added once), in a fixed order.
+// warpgroup never waits for the other one. With kCounts columns are summed as conv2d_column_sums.cuh does.
+// Where the tile has all columns its rows are one stretch of memory, stored as lines of 128 bytes.
+// Deterministic: one thread sums an output (with a cluster two, whose halves are added once), in a fixed
+// order.
 #pragma once
 
 #include "kernels/common/early_launch.cuh"
@@ -129,48 +130,11 @@ __device__ __forceinline__ void group_sync(int group) {
   asm volatile("bar.sync %0, 128;\n" ::"r"(group + 1) : "memory");
 }
 
-// The columns that a warp's statistics sum at a time: few, and their sums stay from tile to tile.
-template <class Config>
-constexpr int kPointwiseHeld = Config::kBN <= 96    ? Config::kBN
-                               : Config::kBN == 128 ? 64
-                                                    : 32;
-
-template <class Config>
-using PointwiseStats = WarpStats<Config::kBN, kPointwiseHeld<Config>>;
-
-// Counts a warp's 16 rows in a staging tile, of which the first `real` are pixels.
-template <class Config>
-__device__ __forceinline__ void count_rows(PointwiseStats<Config>& stats, uint32_t staging, int real,
-                                           const PointwiseShape& g) {
-  constexpr bool kKept = PointwiseStats<Config>::kKept;
-  constexpr int kHeld = kPointwiseHeld<Config>;
-  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
-  const int chunks = g.linear ? g.columns / 8 : Config::kBN / 8;
-  const uint32_t low = stats_mask(0, real), high = stats_mask(8, real);
-#pragma unroll
-  for (int first = 0; first < Config::kBN; first += kHeld) {
-#pragma unroll
-    for (int j = 0; j < kHeld / 8; j += 2) {
-      const int chunk = first / 8 + j;
-      if (chunk >= chunks) break;
-      const int own = chunk + 1 < chunks ? chunk + lane / 16 : chunk;  // an odd last chunk is counted twice
-      stats.add(j * 8, staging + staged_chunk(row, own, g), low, high);
-    }
-    if constexpr (!kKept) stats.fold(first, static_cast<float>(real));
-  }
-  if constexpr (kKept) {
-    stats.added(real, 16);
-  } else {
-    stats.count += static_cast<float>(real);
-  }
-}
-
 // A consumer warpgroup: multiplies its rows of each tile and hands them to the copy engine.
 template <class Config, bool kDgrad, bool kFused>
 __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const PointwiseSmem<Config>& smem,
                                                   const float* bias, const StagedEpilogue<kFused>& fused,
                                                   const PointwiseShape& g) {
-  constexpr bool kCounted = kFused && Config::kStats;  // with statistics, where they are asked for
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be uniform: descriptors need it
   const int group = warp / 4, lane = threadIdx.x % 32;
   const bool leader = threadIdx.x % 128 == 0;  // starts this warpgroup's stores, and the loads of old values
@@ -191,9 +155,7 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
   }
   float acc[Config::kBN / 2] = {};
   PointwiseRing at;
-  PointwiseStats<Config> stats;
-  bool counts = false;
-  if constexpr (kCounted) counts = fused.of.stats.mean != nullptr;
+  TileSums<Config> sums;
   int turn = 0;  // tiles done; their staging tiles alternate
   for (int row_tile = walk.row_tile; row_tile < g.row_tiles; row_tile += walk.step, ++turn) {
     int previous = 0;
@@ -221,12 +183,17 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
     } else {
       group_sync(group);  // the leader has seen this buffer's last store read it
     }
-    if constexpr (kCounted) {
-      if (counts && !fused.of.bias) {  // the sums as they are
-        stage_rows<Config, false, false>(acc, staging, first_column, nullptr, {}, false, g);
-      } else {
-        stage_rows<Config, false, true>(acc, staging, first_column, bias, fused, adds, g);
-      }
+    constexpr bool kBehind = Config::kCounts && Config::kCountsBehind;
+    [[maybe_unused]] uint32_t stored[kBehind ? Config::kBN / 4 : 1] = {};  // pairs of this tile
+    if constexpr (Config::kCounts) {
+      stage_rows<Config, false, false>(acc, staging, first_column, nullptr, fused, false, g,
+                                       [&](int at, uint32_t pair) {
+                                         if constexpr (kBehind) {
+                                           stored[at] = pair;
+                                         } else {
+                                           sums.add(at / 2, pair);
+                                         }
+                                       });
     } else if (!kFused && !adds &&
                bias == nullptr) {  // a short way through the code: it is fetched as it runs
       stage_rows<Config, kDgrad, false>(acc, staging, first_column, nullptr, {}, false, g);
@@ -246,19 +213,17 @@ __device__ __forceinline__ void pointwise_consume(const CUtensorMap* out, const 
                          first_column, g);
       }
     }
-    if (kCounted && counts) {
-      const int rows = g.rows - first_row(row_tile) - warp % 4 * 16;
-      count_rows<Config>(stats, staging, min(max(rows, 0), 16), g);
+    if constexpr (kBehind) {
+#pragma unroll
+      for (int i = 0; i < Config::kBN / 4; ++i) sums.add(i / 2, stored[i]);
     }
+  }
+  if constexpr (Config::kCounts) {
+    const int item = blockIdx.x / g.splits;
+    sums.template write<Config::kGroups * 4>(smem.a(0), fused.partials, walk.column_tile,
+                                             item / g.column_tiles * g.splits + walk.rank);
   }
   if (leader) tma_store_wait_read<0>();  // shared memory must outlive the stores that read it
-  if constexpr (kCounted) {
-    const int item = blockIdx.x / g.splits;
-    if (counts) {
-      finish_stats<Config::kGroups * 4>(stats, smem.a(0), fused.of.stats, walk.column_tile,
-                                        item / g.column_tiles * g.splits + walk.rank, g.columns);
-    }
-  }
 }
 
 template <class Config, bool kDgrad, bool kFused>

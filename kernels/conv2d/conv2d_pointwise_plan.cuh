@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "kernels/conv2d/conv2d_column_merge.cuh"
 #include "kernels/conv2d/conv2d_pointwise.cuh"
 #include "kernels/conv2d/conv2d_wgmma_plan.cuh"
 
@@ -85,15 +86,16 @@ PointwiseLayout pointwise_layout(const WgmmaGather& gather) {
 
 // Clocks that a launch is thought to take; only ratios matter. The constants are the H100's: a
 // multiprocessor's share of device memory, of L2, products of 4096 FLOP a clock; a tile's stores run under
-// the next tile's copies, but for the last; dgrad's take longer where a tile has a short piece of a row.
+// the next tile's copies, but for the last; dgrad's, and those that are counted, take longer where a tile has
+// a short piece of a row.
 template <class Config, PointwiseFilter kFilter, bool kDgrad>
 double pointwise_cost(const WgmmaGather& gather) {
   const PointwiseLayout layout = pointwise_layout<Config, kFilter>(gather);
   if (!layout.fits || (gather.fused && !kPointwiseFuses<Config>))
     return std::numeric_limits<double>::infinity();
-  if (gather.stats && !(Config::kStats && layout.blocks <= wgmma_stats_blocks(gather.multiprocessors))) {
-    return std::numeric_limits<double>::infinity();
-  }
+  const bool counts =
+      gather.sums && Config::kStats && layout.blocks <= wgmma_stats_blocks(gather.multiprocessors);
+  if (gather.stats && !counts) return std::numeric_limits<double>::infinity();
   const PointwiseShape& g = layout.shape;
   const int places = gather.multiprocessors * Config::kBlocks, active = std::min(layout.blocks, places);
   const double waves =
@@ -108,7 +110,7 @@ double pointwise_cost(const WgmmaGather& gather) {
       (source / g.column_tiles + results) / std::min(kL2Rate, 13.4 * gather.multiprocessors / active);
   const double l2 = (source + filter) / kL2Rate, later_l2 = g.resident ? source / kL2Rate : l2;
   const double exchange = g.splits > 1 ? 2000 + Config::kGroupRows * Config::kBN * 4 / 64.0 : 0;
-  const bool pieces = kDgrad && Config::kBN <= 64 && g.column_tiles > 1;
+  const bool pieces = (kDgrad ? Config::kBN <= 64 : gather.stats && Config::kBN == 32) && g.column_tiles > 1;
   const double stores = (pieces ? 9600.0 / Config::kBN : 0) + Config::kBN * 4 + exchange;
   const double last = Config::kBN * 8;
   return std::max(products, std::hypot(memory, l2)) +
@@ -154,7 +156,7 @@ Bound pointwise_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
                                                      .box = {Config::kBK, Config::kBM, 1}});
   const CUtensorMap filter = pointwise_filter_map<Config, kDgrad>(gather, buffers.filter);
   const CUtensorMap out = pointwise_out_map<Config>(layout.shape, gather.shape.rows, buffers.out);
-  const auto bound = [&]<bool kFused>(const StagedEpilogue<kFused>& fused) {
+  const auto bound = [&]<class Tiles = Config, bool kFused>(const StagedEpilogue<kFused>& fused) {
     return Bound([=](Stream stream) {
       cudaLaunchAttribute attributes[] = {early_launch(), {}};
       attributes[1].id = cudaLaunchAttributeClusterDimension;
@@ -167,21 +169,27 @@ Bound pointwise_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
       launch.stream = cuda_stream(stream);
       launch.attrs = attributes;
       launch.numAttrs = layout.shape.splits > 1 ? 2 : 1;
-      check_cuda(cudaLaunchKernelEx(&launch, conv2d_pointwise_kernel<Config, kDgrad, kFused>, src, filter,
-                                    out, static_cast<const float*>(buffers.bias), fused, layout.shape),
+      check_cuda(cudaLaunchKernelEx(&launch, conv2d_pointwise_kernel<Tiles, kDgrad, kFused>, src, filter, out,
+                                    static_cast<const float*>(buffers.bias), fused, layout.shape),
                  "conv2d_pointwise_kernel");
     });
   };
-  if constexpr (!kDgrad && kPointwiseFuses<Config>) {
-    if (gather.fused) {
-      Conv2dEpilogue epilogue = wgmma_epilogue(gather, buffers);
-      epilogue.stats = wgmma_stats(gather, buffers, layout.blocks / layout.shape.column_tiles);
-      const void* seen = buffers.residual ? buffers.residual : buffers.out;  // a map needs an address
-      return bound(StagedEpilogue<true>{
-          .residual = pointwise_out_map<Config>(layout.shape, gather.shape.rows, seen), .of = epilogue});
+  StagedEpilogue<false> plain = {};
+  if constexpr (!kDgrad && Config::kStats) {
+    if (gather.stats) {
+      plain.partials = column_partials<Config>(buffers, layout.blocks, layout.shape.column_tiles);
+      return with_column_merge<Config>(bound.template operator()<CountedTiles<Config>>(plain), plain.partials,
+                                       gather, buffers);
     }
   }
-  StagedEpilogue<false> plain = {};
+  if constexpr (!kDgrad && kPointwiseFuses<Config>) {
+    if (gather.fused) {
+      const void* seen = buffers.residual ? buffers.residual : buffers.out;  // a map needs an address
+      return bound(
+          StagedEpilogue<true>{.residual = pointwise_out_map<Config>(layout.shape, gather.shape.rows, seen),
+                               .of = wgmma_epilogue(gather, buffers)});
+    }
+  }
   if (kDgrad && gather.act != ActKind::kNone) {
     plain = {.x = pointwise_out_map<Config>(layout.shape, gather.shape.rows, buffers.gate),
              .gated = true,
@@ -206,6 +214,8 @@ WgmmaCandidate pointwise_candidate() {
             allow(conv2d_pointwise_kernel<Config, kDgrad, false>);
             if constexpr (!kDgrad && kPointwiseFuses<Config>)
               allow(conv2d_pointwise_kernel<Config, kDgrad, true>);
+            if constexpr (!kDgrad && Config::kStats)
+              allow(conv2d_pointwise_kernel<CountedTiles<Config>, false, false>);
           },
           pointwise_bind<Config, kFilter, kDgrad>};
 }

@@ -24,7 +24,10 @@ struct PointwiseConfig {
   static constexpr int kABytes = kBM * kBK * 2, kBBytes = kBN * kBK * 2;
   static constexpr int kAlignment = 1024;  // period of the 128-byte swizzle
   static constexpr int kMaxStages = 16;
-  static constexpr bool kStats = kBlocks == 1 && kBN < 192;  // else registers lack for statistics
+  static constexpr bool kStats = kBlocks == 1 && kBN <= 128;  // else registers lack for sums
+  static constexpr bool kCounts = false;
+  // Short tiles, several to a row of out: a tile's store starts before the tile is counted.
+  static constexpr bool kCountsBehind = kBN == 64;
   static constexpr int kBarrierBytes = (2 * kMaxStages + 2 * kGroups) * 8;
   // The most that a block may take of shared memory on compute capability 9.0.
   static constexpr int kSmemBytes = kBlocks == 1 ? 227 * 1024 : 113 * 1024;
@@ -110,12 +113,13 @@ __device__ __forceinline__ float2 staged_pair(uint32_t address) {
 }
 
 // Rounds a warp's 16 rows into the staging tile; stmatrix takes the accumulators as they lie. With `adds` the
-// tile holds what is added to them.
-template <class Config, bool kDgrad, bool kFused>
+// tile holds what is added to them. count(at, pair): sees pair `at` as it is stored, two of each pair of
+// columns.
+template <class Config, bool kDgrad, bool kFused, class Count = NotCounted>
 __device__ __forceinline__ void stage_rows(const float (&acc)[Config::kBN / 2], uint32_t staging,
                                            int first_column, const float* __restrict__ bias,
                                            const StagedEpilogue<kFused>& fused, bool adds,
-                                           const PointwiseShape& g) {
+                                           const PointwiseShape& g, const Count& count = {}) {
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * 16;
   const int chunks = g.linear ? g.columns / 8 : Config::kBN / 8;
   // Two chunks of 8 columns at once: pairs[0], [1] are rows 0-7 and 8-15 of chunk j, [2], [3] of the next.
@@ -135,9 +139,13 @@ __device__ __forceinline__ void stage_rows(const float (&acc)[Config::kBN / 2], 
         add = *reinterpret_cast<const float2*>(bias + column);
       }
       const float* v = &acc[4 * chunk + i % 2 * 2];
-      const float2 sum = fused.template finish<kDgrad>(v[0], v[1], add, column, g.columns);
+      float2 sum = make_float2(v[0], v[1]);
+      if constexpr (!Config::kCounts) {
+        sum = fused.template finish<kDgrad>(v[0], v[1], add, column, g.columns);
+      }
       const __nv_bfloat162 pair = __floats2bfloat162_rn(sum.x, sum.y);
       pairs[i] = *reinterpret_cast<const uint32_t*>(&pair);
+      count(2 * chunk + i % 2, pairs[i]);
     }
     if ((kDgrad || kFused) && adds) __syncwarp();  // old values are read before their place is written
     const uint32_t to = staging + staged_chunk(warp_row + lane % 16, j + (both ? lane / 16 : 0), g);

@@ -7,7 +7,7 @@
 // Sums of at most kStatsRows rows become (rows, mean, M2) in fp32 and are merged from then on, a lane owning
 // every 32nd column of its warp's tiles. About 0 such short sums lose nothing: where a variance is small
 // beside the mean all values share an exponent, their squares have 16 bits, and 256 of them fit fp32's 24.
-// Rows that are no pixels must be zeros or be masked. A block keeps to one column tile; at its end the warps'
+// Rows that are no pixels must be zeros. A block keeps to one column tile; at its end the warps'
 // values are merged in shared memory, and the last block of a column tile merges those of all, both in a
 // fixed order: deterministic. Mirrors cpu_reference/conv2d_naive.cpp.
 #pragma once
@@ -56,17 +56,15 @@ struct WarpStats {
   int rows = 0;  // in sums, where they stay
 
   // Adds 16 rows of the 16 columns from held column `held` on, 8x8 matrix l/8 at the addresses of lanes 8 *
-  // (l/8) on: rows 0-7 and 8-15 of the first 8 columns, then of the others. `low` and `high`: the bits
-  // that count of rows 2 * (lane % 4) and the next, and of those 8 further on.
-  __device__ __forceinline__ void add(int held, uint32_t address, uint32_t low = ~0u, uint32_t high = ~0u) {
+  // (l/8) on: rows 0-7 and 8-15 of the first 8 columns, then of the others.
+  __device__ __forceinline__ void add(int held, uint32_t address) {
     constexpr uint32_t kOnes = 0x3f803f80u;
     uint32_t t[4];
     ldmatrix_x4<true>(t, address);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t top = t[2 * i] & low, bottom = t[2 * i + 1] & high;
-      const uint32_t a[4] = {top, kOnes, bottom, kOnes};
-      mma_bf16(sums[held / 8 + i], a, top, bottom);
+      const uint32_t a[4] = {t[2 * i], kOnes, t[2 * i + 1], kOnes};
+      mma_bf16(sums[held / 8 + i], a, t[2 * i], t[2 * i + 1]);
     }
   }
 
@@ -106,12 +104,6 @@ struct WarpStats {
     rows = 0;
   }
 };
-
-// The bits of rows 2 * (lane % 4) + `first` and the next that count, if the first `real` do.
-__device__ __forceinline__ uint32_t stats_mask(int first, int real) {
-  const int row = threadIdx.x % 4 * 2 + first;
-  return (row < real ? 0xffffu : 0u) | (row + 1 < real ? 0xffff0000u : 0u);
-}
 
 // The last block's merge of column tile `tile`: a warp has four columns at a time, a lane every 32nd slot.
 template <int kColumns, int kWarps>

@@ -17,11 +17,13 @@ WgmmaShape shape_for(WgmmaShape g) {
   return g;
 }
 
-// The most blocks of a launch with statistics, and the columns of the widest tile.
+// The most blocks of a launch with statistics, and the columns of the widest tiles: with moments
+// (conv2d_stats.cuh), with sums (conv2d_column_sums.cuh).
 inline int wgmma_stats_blocks(int multiprocessors) { return 2 * multiprocessors; }
-constexpr int kWgmmaStatsColumns = 256;
+constexpr int kWgmmaStatsColumns = 256, kWgmmaSumColumns = 128;
 inline size_t wgmma_stats_bytes(int multiprocessors) {
-  return (sizeof(float2) * kWgmmaStatsColumns + 16) * wgmma_stats_blocks(multiprocessors);
+  const size_t moments = sizeof(float2) * kWgmmaStatsColumns + 16, sums = sizeof(double2) * kWgmmaSumColumns;
+  return std::max(moments, sums) * wgmma_stats_blocks(multiprocessors);
 }
 
 // Where the statistics of `slots` blocks a column tile go.

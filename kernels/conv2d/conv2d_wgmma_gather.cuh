@@ -34,6 +34,11 @@ inline Support wgmma_fused_gather_supports(const Conv2dProblem& p, const Device&
   return wgmma_gather_supports(plain, device);
 }
 
+// For implementations whose statistics are sums of columns.
+inline Support wgmma_sums_supports(const Conv2dProblem& p) {
+  return Support::require(!(p.stats && p.bias), "with stats it takes no bias");
+}
+
 inline Support wgmma_dgrad_supports(const Conv2dProblem& p, const Device& device) {
   if (p.stride_h != 1 || p.stride_w != 1) return Support::no("stride must be 1");
   if (p.x_channels() != p.c) return Support::no("the channel stride must be the channels");
@@ -55,6 +60,7 @@ struct WgmmaGather {
   int multiprocessors;
   bool fused = false;              // fwd: there is more behind the sum than a bias
   bool stats = false;              // fwd: y's statistics; then a block keeps to one column tile
+  bool sums = false;               // and no bias, so that rows that are no pixels add nothing to a sum
   ActKind act = ActKind::kNone;    // fwd: behind the sum; dgrad: what it goes back through
   int parity_h = 1, parity_w = 1;  // dgrad by pixels: the convolution's strides
 };
@@ -94,6 +100,7 @@ inline WgmmaGather wgmma_fwd_gather(const Conv2dProblem& p, const Device& device
           .multiprocessors = device.multiprocessors,
           .fused = p.has_epilogue(),
           .stats = p.stats,
+          .sums = p.stats && !p.bias,
           .act = p.act};
 }
 
@@ -133,6 +140,14 @@ inline WgmmaGather wgmma_dgrad_gather(const Conv2dProblem& p, const Device& devi
           .filter_k = p.k,
           .multiprocessors = device.multiprocessors,
           .act = p.dact};
+}
+
+// Whether a batchnorm that is given y's statistics gains more than summing the columns takes: one reading of
+// y against a launch that merges and a few percent of the product. As timed on an H100; strided products were
+// not.
+inline bool wgmma_sums_gain(const Conv2dProblem& p) {
+  const long long y_bytes = 2LL * p.n * p.p() * p.q() * p.k;
+  return p.stats && !p.bias && p.stride_h == 1 && p.stride_w == 1 && y_bytes >= 8LL << 20;
 }
 
 struct WgmmaBuffers {

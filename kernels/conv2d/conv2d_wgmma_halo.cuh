@@ -10,13 +10,15 @@
 // of 8. Source traffic falls from R*S copies of the tile to S*(rows+R-1)/rows. Halos and filter tiles have
 // rings of their own; a filter that fits in its ring, with one column tile, is loaded once a block and stays.
 // Warpgroups, stores and determinism as in conv2d_wgmma.cuh; the fused kernel stores as conv2d_epilogue.cuh
-// says, with kPool as conv2d_pool_epilogue.cuh does.
+// says, with kPool as conv2d_pool_epilogue.cuh does, with kCounts the plain one sums columns as
+// conv2d_column_sums.cuh does.
 #pragma once
 
+#include "kernels/common/early_launch.cuh"
+#include "kernels/conv2d/conv2d_column_sums.cuh"
 #include "kernels/conv2d/conv2d_pool_epilogue.cuh"
-
-#include "kernels/conv2d/conv2d_stats_store.cuh"
 #include "kernels/conv2d/conv2d_wgmma.cuh"
+#include "kernels/conv2d/conv2d_wgmma_store.cuh"
 
 namespace kiln {
 
@@ -38,7 +40,8 @@ struct HaloConfig {
   static constexpr int kAlignment = 1024;
   static constexpr int kSmemBytes =
       kAStages * kAStageBytes + kBStages * kBStageBytes + kStoreBytes + kBarrierBytes + kAlignment;
-  static constexpr bool kStats = kBN <= 64 && !kPool;  // wider tiles leave no registers for statistics
+  static constexpr bool kStats = kBN <= 64 && !kPool;  // wider tiles leave no registers for sums
+  static constexpr bool kCounts = false;
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(kBM % (kConsumers * 64) == 0 && kMTiles * kBN <= 256, "whole m64 products, in registers");
   static_assert(kBN % kColumnSpan == 0 && kColumnSpan % 32 == 0, "staged in whole spans");
@@ -54,6 +57,7 @@ struct HaloShape {
   bool resident;    // the filter stays in its ring
   Conv2dEpilogue epilogue = {};  // of the fused kernel
   uint8_t* arg = nullptr;        // with kPool: [N,P/2,Q/2,K/4] or null
+  ColumnPartials partials = {};  // with kCounts
 };
 
 template <class Config>
@@ -145,11 +149,10 @@ __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned cha
   float acc[Config::kMTiles][Config::kBN / 2] = {};
   RingPosition<Config::kAStages> a;
   RingPosition<Config::kBStages> b;
-  constexpr bool kCounted = kFused && Config::kStats;
   unsigned char* staging = store + warp * 16 * Config::kColumnSpan * 2;
   constexpr bool kResidual = kFused && !Config::kPool;
   const bf16* joined = joined_tensor<kDgrad, kResidual>(g, shape.epilogue, out);
-  TileStats<Config> stats;
+  TileSums<Config> sums;
   for (TileWalk<Config> tile(g); !tile.done(); tile.next()) {
     const int row = tile.first_row() + group_row, column = tile.first_column();
     const auto slices = [&](const auto& visit) {
@@ -194,16 +197,16 @@ __device__ __forceinline__ void halo_consume(HaloSmem<Config> smem, unsigned cha
     if constexpr (Config::kPool) {
       store_pooled_tile<Config>(acc, store, warp, row, column, g.rows, g.columns, g.out_w, out, shape.arg,
                                 shape.epilogue);
-    } else if (kCounted && shape.epilogue.stats.mean) {
-      store_counted_tile<Config>(acc, store, warp, row, column, g.rows, g.columns, out, shape.epilogue,
-                                 stats);
+    } else if constexpr (Config::kCounts) {
+      store_slices(acc, staging, held, nullptr, out, slices, SumFinish{},
+                   [&](int at, uint32_t pair) { sums.add(at / 2, pair); });
     } else {
       store_product<kDgrad, kFused>(acc, staging, held, joined, out, bias, column, shape.epilogue, g, slices);
     }
   }
-  if (kCounted && shape.epilogue.stats.mean) {
-    finish_stats<Config::kConsumerWarps>(stats, smem.base, shape.epilogue.stats, blockIdx.x % g.column_tiles,
-                                         blockIdx.x / g.column_tiles, g.columns);
+  if constexpr (Config::kCounts) {
+    sums.template write<Config::kConsumerWarps>(smem.base, shape.partials, blockIdx.x % g.column_tiles,
+                                                blockIdx.x / g.column_tiles);
   }
 }
 
@@ -214,6 +217,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_halo_wgmma_kernel(
     const float* __restrict__ bias,              // [K] or null (fwd)
     bf16* __restrict__ out,                      // fwd: y [N,P,Q,K]; dgrad: dx [N,H,W,C]
     const __grid_constant__ HaloShape shape) {
+  if constexpr (Config::kCounts) let_next_start();
   extern __shared__ unsigned char raw[];
   const uint32_t start = smem_address(raw);
   const HaloSmem<Config> smem = {(start + Config::kAlignment - 1) / Config::kAlignment * Config::kAlignment};

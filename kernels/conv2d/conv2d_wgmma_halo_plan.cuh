@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "kernels/conv2d/conv2d_column_merge.cuh"
 #include "kernels/conv2d/conv2d_wgmma_halo.cuh"
 #include "kernels/conv2d/conv2d_wgmma_plan.cuh"
 #include "kernels/conv2d/conv2d_wgmma_sweep_plan.cuh"
@@ -42,7 +43,7 @@ double halo_cost(const WgmmaGather& gather) {
   const HaloLayout<Config> layout = halo_layout<Config>(gather.shape);
   if (!layout.fits) return std::numeric_limits<double>::infinity();
   const WgmmaShape& g = layout.shape.g;
-  if (gather.stats && !(Config::kStats && wgmma_takes_stats(g, gather.multiprocessors))) {
+  if (gather.stats && !(gather.sums && Config::kStats && wgmma_takes_stats(g, gather.multiprocessors))) {
     return std::numeric_limits<double>::infinity();
   }
   const double halos = 1.0 * g.steps / g.r * layout.shape.halo_bytes;
@@ -58,7 +59,6 @@ Bound halo_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   shape.g = with_gate(shape.g, gather, buffers, kDgrad);
   shape.epilogue = wgmma_epilogue(gather, buffers);
   const unsigned blocks = wgmma_launch_grid<Config>(gather, shape.g);
-  shape.epilogue.stats = wgmma_stats(gather, buffers, blocks / shape.g.column_tiles);
   const Im2colMap& src = gather.src;
   const uint64_t pixel = src.channel_stride, w = src.w, h = src.h;
   const CUtensorMap src_map =
@@ -71,6 +71,15 @@ Bound halo_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const CUtensorMap filter_map = wgmma_filter_map<Config, kDgrad>(gather, buffers.filter);
   shape.arg = static_cast<uint8_t*>(buffers.arg);
   auto kernel = conv2d_halo_wgmma_kernel<Config, kDgrad, Config::kPool>;
+  if constexpr (!kDgrad && Config::kStats) {
+    if (gather.stats) {
+      shape.partials = column_partials<Config>(buffers, blocks, shape.g.column_tiles);
+      kernel = conv2d_halo_wgmma_kernel<CountedTiles<Config>, false, false>;
+      return with_column_merge<Config>(
+          wgmma_bound<Config>(kernel, src_map, filter_map, buffers, shape, blocks), shape.partials, gather,
+          buffers);
+    }
+  }
   if (!kDgrad && gather.fused) kernel = conv2d_halo_wgmma_kernel<Config, kDgrad, !kDgrad>;
   return wgmma_bound<Config>(kernel, src_map, filter_map, buffers, shape, blocks);
 }
@@ -81,11 +90,15 @@ WgmmaCandidate halo_candidate() {
               std::to_string(Config::kBK) + "_s" + std::to_string(Config::kAStages),
           true, halo_cost<Config>,
           [] {
-            for (const auto kernel : {conv2d_halo_wgmma_kernel<Config, kDgrad, Config::kPool>,
-                                      conv2d_halo_wgmma_kernel<Config, kDgrad, !kDgrad>}) {
+            const auto allow = [](auto* kernel) {
               check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               Config::kSmemBytes),
                          "conv2d_halo_wgmma: shared memory");
+            };
+            allow(conv2d_halo_wgmma_kernel<Config, kDgrad, Config::kPool>);
+            allow(conv2d_halo_wgmma_kernel<Config, kDgrad, !kDgrad>);
+            if constexpr (!kDgrad && Config::kStats) {
+              allow(conv2d_halo_wgmma_kernel<CountedTiles<Config>, false, false>);
             }
           },
           halo_bind<Config, kDgrad>};

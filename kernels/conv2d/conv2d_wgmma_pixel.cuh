@@ -10,9 +10,11 @@
 // kPingPong, have tiles of their own in turns: the stages of a tile belong to one warpgroup, which starts
 // when the other has started its last products and stores under them. Results go through staging tiles of
 // kStoreColumns columns a warpgroup, which the copy engine stores; for += it first brings the old values
-// there. Shared memory: kSmemBytes. Deterministic: one thread sums an output, in a fixed order.
+// there. With kCounts columns are summed as conv2d_column_sums.cuh does. Shared memory: kSmemBytes.
+// Deterministic: one thread sums an output, in a fixed order.
 #pragma once
 
+#include "kernels/common/early_launch.cuh"
 #include "kernels/conv2d/conv2d_epilogue_staged.cuh"
 #include "kernels/conv2d/conv2d_wgmma.cuh"
 #include "kernels/conv2d/conv2d_wgmma_pixel_tile.cuh"
@@ -126,37 +128,29 @@ __device__ __forceinline__ const CUtensorMap* pixel_addends(const CUtensorMap* o
   }
 }
 
-// The statistics of a warp, and its rows' count from a staging tile: columns from `column` of the tile on.
-template <class Config>
-using PixelStats = WarpStats<Config::kBN, Config::kColumnSpan>;
-
-template <class Config>
-__device__ __forceinline__ void count_pixels(PixelStats<Config>& stats, uint32_t staging, int column,
-                                             int images) {
-  constexpr bool kKept = PixelStats<Config>::kKept;
-  constexpr int kSpan = Config::kColumnSpan;
-  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16;
-  int counted = 0;
+// The same of a warp's rows in all m64 products, from column `column` of the tile on, where there is nothing
+// but the sums; count(pair, rounded) sees what is stored. A row of a box is one period of the swizzle, so
+// that the places of a lane differ in bits that are turned over and in constants.
+template <class Config, class Count>
+__device__ __forceinline__ void stage_pixel_sums(const float (&acc)[Config::kMTiles][Config::kBN / 2],
+                                                 uint32_t staging, int column, const Count& count) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
+  const uint32_t place = staging + row * 128 + ((lane / 16 ^ row) & 7) * 16;
 #pragma unroll
-  for (int span = 0; span < Config::kStoreColumns; span += kSpan) {
-    counted = 0;
+  for (int j = 0; j < Config::kStoreColumns / 8; j += 2) {
+    const uint32_t to = (place ^ j % 8 * 16) + j / 8 * Config::kBoxBytes;
 #pragma unroll
     for (int i = 0; i < Config::kMTiles; ++i) {
-      const int real = min(max(images - row - i * 64, 0), 16), at_row = row + i * 64 + lane % 16;
-      const uint32_t low = stats_mask(0, real), high = stats_mask(8, real);
-      const uint32_t from = staging + span / kSpan * Config::kBoxBytes + at_row * 128;
+      uint32_t pairs[4];  // as in stage_pixels()
 #pragma unroll
-      for (int j = 0; j < kSpan / 8; j += 2) {
-        stats.add(j * 8, from + (((j + lane / 16) ^ at_row) & 7) * 16, low, high);
+      for (int e = 0; e < 4; ++e) {
+        const float* v = &acc[i][column / 2 + 4 * (j + e / 2) + e % 2 * 2];
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(v[0], v[1]);
+        pairs[e] = *reinterpret_cast<const uint32_t*>(&pair);
+        count(column / 8 + j + e / 2, pairs[e]);
       }
-      counted += real;
+      stmatrix_x4(to + i * 64 * 128, pairs);
     }
-    if constexpr (!kKept) stats.fold(column + span, static_cast<float>(counted));
-  }
-  if constexpr (kKept) {
-    stats.added(counted, 16 * Config::kMTiles);
-  } else if (column + Config::kStoreColumns == Config::kBN) {
-    stats.count += static_cast<float>(counted);
   }
 }
 
@@ -168,9 +162,7 @@ __device__ __forceinline__ void store_pixels(const float (&acc)[Config::kMTiles]
                                              const PixelTile& t, int image, const float* __restrict__ bias,
                                              const StagedEpilogue<kFused>& fused, const CUtensorMap* old,
                                              const PixelShape& g, uint32_t& old_parity,
-                                             PixelStats<Config>& stats) {
-  bool counts = false;
-  if constexpr (kFused && Config::kStats) counts = fused.of.stats.mean != nullptr;
+                                             TileSums<Config>& sums) {
   const bool leader = threadIdx.x % 128 == 0, adds = old != nullptr;
   const uint32_t staging = smem.staging(group);
   const int row = threadIdx.x / 32 % 4 * 16;
@@ -187,17 +179,17 @@ __device__ __forceinline__ void store_pixels(const float (&acc)[Config::kMTiles]
     } else {
       pixel_group_sync(group);  // the leader has seen the last store read the staging tile
     }
+    if constexpr (Config::kCounts) {
+      stage_pixel_sums<Config>(acc, staging, column, [&](int at, uint32_t pair) { sums.add(at, pair); });
+    } else if (!kFused && !adds &&
+               bias == nullptr) {  // a short way through the code: it is fetched as it runs
+      stage_pixel_sums<Config>(acc, staging, column, NotCounted{});
+    } else {
 #pragma unroll
-    for (int i = 0; i < Config::kMTiles; ++i) {
-      if constexpr (kFused && Config::kStats) {
-        if (counts && !fused.of.bias) {  // the sums as they are
-          stage_pixels<Config, false, false>(acc[i] + column / 2, staging, row + i * 64, first, nullptr, {},
-                                             false, g);
-          continue;
-        }
+      for (int i = 0; i < Config::kMTiles; ++i) {
+        stage_pixels<Config, kDgrad, kFused>(acc[i] + column / 2, staging, row + i * 64, first, bias, fused,
+                                             adds, g);
       }
-      stage_pixels<Config, kDgrad, kFused>(acc[i] + column / 2, staging, row + i * 64, first, bias, fused,
-                                           adds, g);
     }
     tma_store_fence();
     pixel_group_sync(group);  // the staging tile is written
@@ -206,7 +198,6 @@ __device__ __forceinline__ void store_pixels(const float (&acc)[Config::kMTiles]
                               [&](uint32_t from, int at) { tma_store_4d(out, from, at, t.q, t.p, image); });
       tma_store_commit();
     }
-    if (kFused && Config::kStats && counts) count_pixels<Config>(stats, staging, column, g.images - image);
   }
 }
 
@@ -227,7 +218,7 @@ __device__ __forceinline__ void pixel_consume(const CUtensorMap* out, PixelSmem<
   if (leader) tma_prefetch_map(out);
   float acc[Config::kMTiles][Config::kBN / 2] = {};
   PixelRing<Config::kStages> at;
-  PixelStats<Config> stats;
+  TileSums<Config> sums;
   uint32_t old_parity = 0, turn_parity = group ^ 1;
   for (PixelWalk walk(schedule); !walk.done(); ++walk.turn) {
     const PixelTile t = pixel_tile<Config>(g, walk.tile());
@@ -264,15 +255,13 @@ __device__ __forceinline__ void pixel_consume(const CUtensorMap* out, PixelSmem<
     for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
     if (lane == 0) mbarrier_arrive(smem.empty(previous));
     store_pixels<Config, kDgrad, kFused>(acc, out, smem, group, t, t.image + group_row, bias, fused, old, g,
-                                         old_parity, stats);
+                                         old_parity, sums);
+  }
+  if constexpr (Config::kCounts) {
+    sums.template write<Config::kGroups * 4>(smem.a(0), fused.partials, blockIdx.x % g.column_tiles,
+                                             blockIdx.x / g.column_tiles);
   }
   if (leader) tma_store_wait_read<0>();  // shared memory must outlive the stores that read it
-  if constexpr (kFused && Config::kStats) {
-    if (fused.of.stats.mean) {
-      finish_stats<Config::kGroups * 4>(stats, smem.a(0), fused.of.stats, blockIdx.x % g.column_tiles,
-                                        blockIdx.x / g.column_tiles, g.columns);
-    }
-  }
 }
 
 template <class Config, bool kDgrad, bool kFused>
@@ -283,6 +272,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_pixel_wgmma_kernel
     const float* __restrict__ bias,              // [K] or null (fwd)
     const __grid_constant__ StagedEpilogue<kFused> fused, const __grid_constant__ PixelShape g,
     const __grid_constant__ PixelSchedule schedule) {
+  if constexpr (Config::kCounts) let_next_start();
   extern __shared__ unsigned char raw[];
   const uint32_t start = smem_address(raw);
   const PixelSmem<Config> smem = {(start + Config::kAlignment - 1) / Config::kAlignment * Config::kAlignment};

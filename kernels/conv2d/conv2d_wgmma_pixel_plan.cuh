@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/conv2d/conv2d_column_merge.cuh"
 #include "kernels/conv2d/conv2d_wgmma_halo_plan.cuh"
 #include "kernels/conv2d/conv2d_wgmma_pixel.cuh"
 #include "kernels/conv2d/conv2d_wgmma_plan.cuh"
@@ -132,12 +133,17 @@ inline double pixel_launch_clocks(const WgmmaGather& gather, double clocks) {
   return std::max(clocks, 2 * elements / 1700) + 0.05 * clocks + 1500;
 }
 
+// Whether what is behind the sum is not compiled for these tiles.
+template <class Config>
+bool pixel_lacks(const WgmmaGather& gather) {
+  return gather.stats ? !(gather.sums && Config::kStats) : gather.fused && !kPixelFuses<Config>;
+}
+
 // Tiles half empty of images are left to other kernels.
 template <class Config>
 double pixel_cost(const WgmmaGather& gather) {
   const PixelPlan plan = pixel_plan<Config>(gather);
-  const bool lacks = (gather.fused && !kPixelFuses<Config>) || (gather.stats && !Config::kStats);
-  if (!plan.fits || lacks) return std::numeric_limits<double>::infinity();
+  if (!plan.fits || pixel_lacks<Config>(gather)) return std::numeric_limits<double>::infinity();
   return pixel_launch_clocks(gather, plan.clocks);
 }
 
@@ -145,7 +151,7 @@ template <class Config, bool kDgrad>
 Bound pixel_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const PixelPlan plan = pixel_plan<Config>(gather);
   if (!plan.fits) fail_usage("conv2d wgmma_pixel: too many tiles");
-  if (gather.fused && !kPixelFuses<Config>) fail_usage("conv2d wgmma_pixel: this tile takes no epilogue");
+  if (pixel_lacks<Config>(gather)) fail_usage("conv2d wgmma_pixel: this tile takes no epilogue");
   const PixelShape shape = pixel_shape<Config>(gather);
   const Im2colMap& from = gather.src;
   const uint64_t n = from.n, h = from.h, w = from.w, pixel = from.channel_stride;
@@ -161,24 +167,30 @@ Bound pixel_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
                                       .strides = {columns, columns * out_w, columns * out_w * out_h},
                                       .box = {Config::kColumnSpan, 1, 1, Config::kGroupRows}});
   };
-  const auto bound = [&]<bool kFused>(const StagedEpilogue<kFused>& fused) {
+  const auto bound = [&]<class Tiles = Config, bool kFused>(const StagedEpilogue<kFused>& fused) {
     return Bound(
         [=, out = out_map(buffers.out), blocks = plan.blocks, schedule = plan.schedule](Stream stream) {
-          conv2d_pixel_wgmma_kernel<Config, kDgrad, kFused>
+          conv2d_pixel_wgmma_kernel<Tiles, kDgrad, kFused>
               <<<blocks, Config::kThreads, Config::kSmemBytes, cuda_stream(stream)>>>(
                   src, filter, out, static_cast<const float*>(buffers.bias), fused, shape, schedule);
           check_launch("conv2d_pixel_wgmma_kernel");
         });
   };
-  if constexpr (!kDgrad && kPixelFuses<Config>) {
-    if (gather.fused) {  // a map needs an address
-      Conv2dEpilogue epilogue = wgmma_epilogue(gather, buffers);
-      epilogue.stats = wgmma_stats(gather, buffers, plan.blocks / shape.column_tiles);
-      return bound(StagedEpilogue<true>{
-          .residual = out_map(buffers.residual ? buffers.residual : buffers.out), .of = epilogue});
+  StagedEpilogue<false> plain = {};
+  if constexpr (!kDgrad && Config::kStats) {
+    if (gather.stats) {
+      plain.partials = column_partials<Config>(buffers, plan.blocks, shape.column_tiles);
+      return with_column_merge<Config>(bound.template operator()<CountedTiles<Config>>(plain), plain.partials,
+                                       gather, buffers);
     }
   }
-  StagedEpilogue<false> plain = {};
+  if constexpr (!kDgrad && kPixelFuses<Config>) {
+    if (gather.fused) {  // a map needs an address
+      return bound(
+          StagedEpilogue<true>{.residual = out_map(buffers.residual ? buffers.residual : buffers.out),
+                               .of = wgmma_epilogue(gather, buffers)});
+    }
+  }
   if (kDgrad && gather.act != ActKind::kNone) {
     plain = {.x = out_map(buffers.gate), .gated = true, .gate = conv2d_gate(gather.act)};
   }
@@ -201,6 +213,8 @@ WgmmaCandidate pixel_candidate() {
             allow(conv2d_pixel_wgmma_kernel<Config, kDgrad, false>);
             if constexpr (!kDgrad && kPixelFuses<Config>)
               allow(conv2d_pixel_wgmma_kernel<Config, kDgrad, true>);
+            if constexpr (!kDgrad && Config::kStats)
+              allow(conv2d_pixel_wgmma_kernel<CountedTiles<Config>, false, false>);
           },
           pixel_bind<Config, kDgrad>};
 }

@@ -20,8 +20,9 @@ struct PixelConfig {
   static constexpr int kCluster = 1, kColumnSpan = 64;  // columns of a box of out and of a dgrad filter
   static constexpr int kGroups = 2,
                        kThreads = (kGroups + 1) * 128;  // consumer warpgroups; and the producer's
-  // With tiles in turns statistics are taken under the other's products; else registers lack for them.
+  // With tiles in turns columns are summed under the other's products.
   static constexpr bool kStats = kPingPong && kBM == 128 && kBN == 128;
+  static constexpr bool kCounts = false;
   static constexpr int kGroupRows = kPingPong ? kBM : kBM / kGroups;
   static constexpr int kMTiles = kGroupRows / 64;     // m64 products of a warpgroup
   static constexpr int kReaders = kPingPong ? 4 : 8;  // warps that read a stage

@@ -12,6 +12,7 @@
 // place(turn) is the element of out where this thread's chunk begins, -1 beyond the edge.
 #pragma once
 
+#include "kernels/conv2d/conv2d_column_sums.cuh"
 #include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_gate.h"
 
@@ -81,10 +82,11 @@ using JoinedTile =
 // Writes a slice from its accumulators `acc`, the first of which are those of column `column` of the tile.
 // finish(column, sums, joined): what is rounded for `column` and the next. stage(staged): puts what is
 // joined, if `joins`, into the staging tile; kRead pairs of chunks are read back from there at once.
-template <int kColumnSpan, int kRead, class Finish, class Place, class Stage>
+// count(at, pair): sees each pair as rounded; two of each pair of columns.
+template <int kColumnSpan, int kRead, class Finish, class Place, class Stage, class Count>
 __device__ __forceinline__ void store_slice(const float* acc, unsigned char* staging, bool joins,
                                             const Stage& stage, int column, const Finish& finish, bf16* out,
-                                            const Place& place) {
+                                            const Place& place, const Count& count) {
   using Tile = SwizzledTile<kColumnSpan>;
   constexpr int kChunks = kColumnSpan / 8, kRowsAtOnce = 32 / kChunks;
   const int lane = computed_again(threadIdx.x % 32);
@@ -120,6 +122,7 @@ __device__ __forceinline__ void store_slice(const float* acc, unsigned char* sta
       const float2 result = finish(first + chunk * 8, make_float2(v[0], v[1]), add);
       const __nv_bfloat162 rounded = __floats2bfloat162_rn(result.x, result.y);
       results[i] = *reinterpret_cast<const uint32_t*>(&rounded);
+      count(2 * chunk + i % 2, results[i]);
     }
     stmatrix_x4(matrices(j), results);
   }
@@ -133,11 +136,13 @@ __device__ __forceinline__ void store_slice(const float* acc, unsigned char* sta
 }
 
 // Writes a warp's slices, of kM times 16 rows of 2 * kN columns; `held` is what is joined, if `joined`.
-template <int kColumnSpan, int kSlices, int kHeld, int kM, int kN, class Slices, class Finish>
+// count(at, pair): as in store_slice(), of the tile's row of slices.
+template <int kColumnSpan, int kSlices, int kHeld, int kM, int kN, class Slices, class Finish,
+          class Count = NotCounted>
 __device__ __forceinline__ void store_slices(const float (&acc)[kM][kN], unsigned char* staging,
                                              JoinedSlices<kColumnSpan, kSlices, kHeld>& held,
                                              const bf16* joined, bf16* out, const Slices& slices,
-                                             const Finish& finish) {
+                                             const Finish& finish, const Count& count = {}) {
   constexpr int kAcross = 2 * kN / kColumnSpan;
   static_assert(kSlices == kM * kAcross, "the accumulators are whole slices");
   constexpr int kRead = kHeld > 1 || kM * kN <= 64 ? kColumnSpan / 16 : 1;  // as registers allow
@@ -145,7 +150,8 @@ __device__ __forceinline__ void store_slices(const float (&acc)[kM][kN], unsigne
     const int column = slice % kAcross * kColumnSpan;
     const auto stage = [&](const auto& staged) { held.stage(slice, joined, slices, place, staged); };
     store_slice<kColumnSpan, kRead>(acc[slice / kAcross] + column / 2, staging, joined != nullptr, stage,
-                                    column, finish, out, place);
+                                    column, finish, out, place,
+                                    [&](int at, uint32_t pair) { count(column / 4 + at, pair); });
   });
 }
 

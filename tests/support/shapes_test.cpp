@@ -228,7 +228,8 @@ std::vector<NamedProblem> test_convolutions() {
   }
   // Statistics of y: odd channels, tiles of one image and of several, whole map rows, swept maps, many images
   // of a pixel, lines and boxes of pixels, tiles that two blocks share, last tiles with few pixels, blocks of
-  // many tiles, several column tiles, few channels, one pixel.
+  // many tiles, several column tiles, few channels, one pixel; with a bias and without, which are counted in
+  // different ways.
   for (const char* counted : {"n2_h7_w9_c17_k17_r3",          "n2_h7_w9_c17_k17_r3_bias",
                               "n2_h7_w9_c20_k20_r3_bias",     "n1_h1_w1_c64_k64_r3",
                               "n3_h8_w8_c64_k72_r3",          "n3_h8_w8_c64_k72_r3_bias",
@@ -243,7 +244,11 @@ std::vector<NamedProblem> test_convolutions() {
                               "n131_h15_w17_c8_k160_r1_bias", "n132_h16_w16_c16_k96_r1",
                               "n132_h15_w16_c16_k192_r1",     "n281_h31_w33_c8_k24_r1_bias",
                               "n3_h31_w31_c3_k24_r3_cs8",     "n5_h7_w9_c5_k72_r3_st2_cs6_bias",
-                              "n2_h8_w8_c64_k10_r3"}) {
+                              "n2_h8_w8_c64_k10_r3",          "n130_h4_w4_c16_k192_r3",
+                              "n130_h4_w4_c64_k72_r3",        "n3_h16_w16_c64_k136_r3",
+                              "n150_h8_w7_c40_k72_r3_st2",    "n3_h11_w13_c32_k88_r1",
+                              "n3_h7_w9_c24_k144_r1",         "n9_h4_w4_c576_k160_r1",
+                              "n131_h15_w17_c8_k160_r1",      "n281_h31_w33_c8_k24_r1"}) {
     add("statistics", std::string(counted) + "_stats", "fwd");
   }
   // A pooled output: maps with an odd side, channels that fill no byte, tiles of several rows, of several
