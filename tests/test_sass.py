@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What the compiler made of the kernels: no register spilled, HGMMA where wgmma is meant, fences before the copy engine.
+"""What the compiler made of the kernels: no register spilled, HGMMA where wgmma is meant, fences before the copy engine,
+waits in kernels that are launched early.
 
     python3 tests/test_sass.py BUILD [--json OUT]
 
@@ -11,6 +12,9 @@ The fence: what ordinary stores wrote into shared memory the copy engine and wgm
 On no path through a kernel's machine code may a store into shared memory reach a copy out of it, or a product that reads
 what was stored, without that fence and then a barrier between.
 tests/proxy_fence.cu holds a kernel with the fence and one without, on which this rule is tried first.
+
+The wait: a kernel that may start before the launch ahead of it has ended (kernels/common/early_launch.cuh) touches global
+memory, or ends, on no path before it has waited.
 """
 import collections
 import concurrent.futures
@@ -42,6 +46,12 @@ FENCE = "FENCE.VIEW.ASYNC"
 BARRIERS = re.compile(r"BAR\.|WARPSYNC|SYNCS\.ARRIVE|UCGABAR_ARV")
 PRODUCTS = re.compile(r"HGMMA.*BF16")
 COPIES_OUT = re.compile(r"UTMASTG|UTMAREDG|UBLKCP\.G\.S|UBLKRED\.G\.S")
+WAIT = "ACQBULK"
+GLOBAL = re.compile(r"LDG|STG|ATOMG|RED\b|REDG|UTMALDG|UTMASTG|UTMAREDG|UBLKCP|UBLKRED|LD\.E|ST\.E")
+# Kernels that run through their code once before they wait, with their loads left out by a predicate.
+REHEARSING = ("conv2d_column_merge_kernel",)
+# Kernels that are always launched early.
+EARLY = ("sum_splits_kernel", "conv2d_column_merge_kernel")
 STORES = re.compile(r"STS|STSM|ATOMS|ST\.|ST$")  # ST: into another block of the cluster
 
 
@@ -164,6 +174,24 @@ def unfenced(code, readers):
     return sorted(found)
 
 
+def unwaited(code):
+    """Addresses where a kernel that waits for the launch ahead of it touches global memory, or ends, and has not waited;
+    None for one that does not wait."""
+    if not any(operation == WAIT for _, _, operation, _ in code):
+        return None
+    after, work, reached, found = successors(code), [0], set(), set()
+    while work:
+        i = work.pop()
+        address, predicate, operation, _ = code[i]
+        if i in reached or (operation == WAIT and predicate is None):
+            continue
+        reached.add(i)
+        if GLOBAL.match(operation) or operation == "EXIT":
+            found.add(address)
+        work += after[i]
+    return sorted(found)
+
+
 def read_object(path):
     """[(object, kernel, counts)] of an object's code for sm_90a."""
     found = []
@@ -174,7 +202,7 @@ def read_object(path):
             "instructions": len(code), "tma_loads": count["UTMALDG"], "async_loads": count["LDGSTS"],
             "local": count["LDL"] + count["STL"], "hgmma": sum(bool(PRODUCTS.match(o)) for o in operations),
             "copies_out": sum(bool(COPIES_OUT.match(o)) for o in operations),
-            "unfenced": unfenced(code, COPIES_OUT), "unfenced_products": unfenced(code, PRODUCTS)}))
+            "unwaited": unwaited(code), "unfenced": unfenced(code, COPIES_OUT), "unfenced_products": unfenced(code, PRODUCTS)}))
     return found
 
 
@@ -246,6 +274,22 @@ class MachineCode(unittest.TestCase):
         COUNTS["kernels_that_copy_out"], COUNTS["unfenced"] = len(out), sum(bool(c["unfenced"]) for _, _, c in out)
         self.assertGreater(len(out), 0)
         self.assertEqual([f"{f} {k} at {[hex(a) for a in c['unfenced']]}" for f, k, c in out if c["unfenced"]], [])
+
+    def test_kernels_launched_early_wait(self):
+        waits = [(f, k, c) for f, k, c in self.found if c["unwaited"] is not None]
+        COUNTS["kernels_that_wait"] = len(waits)
+        self.assertEqual([f"{f} {k}" for f, k, c in self.found if k in EARLY and c["unwaited"] is None], [])
+        bad = [f"{f} {k} at {[hex(a) for a in c['unwaited']]}" for f, k, c in waits if c["unwaited"] and k not in REHEARSING]
+        COUNTS["unwaited"] = len(bad)
+        self.assertGreater(len(waits), 0)
+        self.assertEqual(bad, [])
+
+    def test_a_missing_wait_is_seen(self):
+        load, wait, end = (0, None, "LDG.E", ""), (16, None, WAIT, ""), (32, None, "EXIT", "")
+        self.assertEqual(unwaited([wait, load, end]), [])
+        self.assertEqual(unwaited([load, wait, end]), [0])
+        self.assertEqual(unwaited([(0, "P0", "EXIT", ""), wait, end]), [0])
+        self.assertIsNone(unwaited([load, end]))
 
     def test_a_missing_fence_is_seen(self):
         planted = sorted(BUILD.glob("tests/CMakeFiles/proxy_fence.dir/*.cu.o"))

@@ -1,11 +1,14 @@
-// The kernels that add the sums of the ranges of a long reduction (conv2d_split.h) in order. Behind a kernel
-// that allows it, the sum is launched early: on its way before that one ends, for which it then waits.
+// The kernels that add the sums of the ranges of a long reduction (conv2d_split.h) in order. They are
+// launched early (early_launch.cuh): behind a kernel that calls let_next_start they are on their way before
+// it ends, and wait for its end themselves.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/common/add_parts.cuh"
 #include "kernels/common/check.h"
 #include "kernels/common/device.h"
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/grid.h"
 #include "kernels/common/vec.cuh"
 #include "kernels/conv2d/conv2d_split.h"
@@ -14,13 +17,6 @@ namespace kiln {
 namespace {
 
 constexpr int kSumWarps = 8;
-
-// Lets a launch that waits for this kernel's end by itself be on its way (compute capability 9.0).
-__device__ __forceinline__ void allow_next_launch() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n");
-#endif
-}
 
 // The warps' values of one lane added in warp order; warp 0 gets the sum.
 __device__ inline float add_warps(float v) {
@@ -45,26 +41,19 @@ struct SameRanges {
 // kShared: a block owns 32 V elements and a warp a contiguous range of j (many ranges, few elements), shared
 // memory V KiB; else each thread sums all ranges of its own elements.
 template <int V, bool kShared, class Ranges>
-__global__ __launch_bounds__(32 * kSumWarps) void sum_splits_kernel(
-    const float* __restrict__ partial,  // [splits,elements]
+__global__ __launch_bounds__(32 * kSumWarps, kShared ? 4 : 5) void sum_splits_kernel(
+    const float* partial,  // [splits,elements]; not __restrict__, see wait_for_last
     const __grid_constant__ Ranges ranges, int elements,
     float* __restrict__ out) {  // [elements]
+  let_next_start();
   const int warp = threadIdx.x / 32;
   const int i = (kShared ? blockIdx.x * 32 + threadIdx.x % 32 : blockIdx.x * blockDim.x + threadIdx.x) * V;
   const int splits = i < elements ? ranges(i) : 0;
   const int begin = kShared ? splits * warp / kSumWarps : 0;
   const int end = kShared ? splits * (warp + 1) / kSumWarps : splits;
   Vec<float, V> sum = {};
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::
-                   : "memory");  // launched early: the ranges' sums are written; else there is no wait
-#endif
-#pragma unroll 8
-  for (int j = begin; j < end; ++j) {
-    const Vec<float, V> v = Vec<float, V>::load(partial + static_cast<size_t>(j) * elements + i);
-#pragma unroll
-    for (int e = 0; e < V; ++e) sum.v[e] += v.v[e];
-  }
+  wait_for_last();  // all threads, before any of them can return: whatever follows this kernel relies on it
+  add_parts<V>(sum, partial + static_cast<size_t>(begin) * elements + i, elements, end - begin);
   if constexpr (kShared) {
     __shared__ Vec<float, V> sums[kSumWarps][32];
     const int lane = threadIdx.x % 32;
@@ -80,60 +69,45 @@ __global__ __launch_bounds__(32 * kSumWarps) void sum_splits_kernel(
   if (splits > 0) sum.store(out + i);
 }
 
-// Whether the kernel that this device runs has the wait: made from older PTX it has none, and must not start
-// early.
 template <int V, bool kShared, class Ranges>
-bool sum_splits_waits() {
-  static const bool waits = [] {
-    cudaFuncAttributes attributes = {};
-    check_cuda(cudaFuncGetAttributes(&attributes, sum_splits_kernel<V, kShared, Ranges>),
-               "sum_splits_kernel");
-    return attributes.ptxVersion >= 90;
-  }();
-  return waits;
-}
-
-template <int V, bool kShared, class Ranges>
-void launch_sum_splits(const float* partial, const Ranges& ranges, int elements, float* out, bool early,
-                       Stream stream) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+void launch_sum_splits(const float* partial, const Ranges& ranges, int elements, float* out, Stream stream) {
+  const auto kernel = sum_splits_kernel<V, kShared, Ranges>;
+  static const bool early = waits_for_last(kernel, "sum_splits_kernel");
+  cudaLaunchAttribute attribute = early_launch();
   cudaLaunchConfig_t launch = {};
   launch.gridDim = dim3(static_cast<unsigned>(ceil_div(elements, V * 32 * (kShared ? 1 : kSumWarps))));
   launch.blockDim = dim3(32 * kSumWarps);
   launch.stream = cuda_stream(stream);
   launch.attrs = &attribute;
-  launch.numAttrs = early && sum_splits_waits<V, kShared, Ranges>() ? 1 : 0;
-  check_cuda(
-      cudaLaunchKernelEx(&launch, sum_splits_kernel<V, kShared, Ranges>, partial, ranges, elements, out),
-      "sum_splits_kernel");
+  launch.numAttrs = early ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&launch, kernel, partial, ranges, elements, out), "sum_splits_kernel");
 }
 
-// `splits`: the most ranges of an element. Where `elements` is a multiple of 4, groups of 4 have as many.
-// `early`: the launch before is the one that writes `partial`, and all of its blocks call allow_next_launch.
+// Behind the launch that writes `partial`. `splits`: the most ranges of an element. Where `elements` is a
+// multiple of 4, groups of 4 have as many.
 template <class Ranges>
 void sum_ranges(const float* partial,  // [splits,elements]
                 int splits, const Ranges& ranges, int elements,
                 float* out,  // [elements]
-                bool early, Stream stream) {
+                Stream stream) {
   const bool aligned = elements % 4 == 0 &&
                        (reinterpret_cast<uintptr_t>(partial) | reinterpret_cast<uintptr_t>(out)) % 16 == 0;
-  if (!aligned) {
-    launch_sum_splits<1, true>(partial, ranges, elements, out, early, stream);
-  } else if (splits > 16 || elements < (splits > 8 ? 262144 : 65536)) {
-    // Threads that sum alone would be too few to hide latency.
-    launch_sum_splits<4, true>(partial, ranges, elements, out, early, stream);
+  // Threads that sum alone would be too few to hide latency.
+  const bool shared = splits > 16 || elements < (splits > 8 ? 262144 : 65536);
+  if (!aligned || elements <= 8192) {  // single elements give the GPU blocks enough
+    launch_sum_splits<1, true>(partial, ranges, elements, out, stream);
+  } else if (shared) {
+    launch_sum_splits<4, true>(partial, ranges, elements, out, stream);
   } else {
-    launch_sum_splits<4, false>(partial, ranges, elements, out, early, stream);
+    launch_sum_splits<4, false>(partial, ranges, elements, out, stream);
   }
 }
 
 inline void sum_splits(const float* partial,  // [splits,elements]
                        int splits, int elements,
                        float* out,  // [elements]
-                       Stream stream, bool early = false) {
-  sum_ranges(partial, splits, SameRanges{splits}, elements, out, early, stream);
+                       Stream stream) {
+  sum_ranges(partial, splits, SameRanges{splits}, elements, out, stream);
 }
 
 // partial[j][k] = sum of x[i][k] over range j. A block owns 32 columns of a range, its warps take rows round
@@ -143,6 +117,7 @@ __global__ __launch_bounds__(32 * kSumWarps) void sum_rows_kernel(
     const T* __restrict__ x,  // [rows,columns]
     int rows, int columns, int length,
     float* __restrict__ partial) {  // [splits,columns]
+  let_next_start();
   const int k = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32;
   const long long first = 1LL * blockIdx.y * length;
   const long long end = k < columns ? min(first + length, static_cast<long long>(rows)) : 0;

@@ -10,6 +10,7 @@
 // adds in order. A warp takes 16 pixels at a time, at most 2048 in all, since tensor cores truncate their
 // sums. Shared memory: pixel table, padded x, x as it came, later 32 KiB of sums. Needs bf16, c <= 8, k % 8
 // == 0. Deterministic. Mirrors cpu_reference/conv2d_naive.cpp.
+#include "kernels/common/early_launch.cuh"
 #include "kernels/conv2d/conv2d_few_channels.cuh"
 #include "kernels/conv2d/conv2d_split_sum.cuh"
 
@@ -151,7 +152,7 @@ __global__ __launch_bounds__(kFewThreads, Config::kBlocks) void conv2d_wgrad_few
     float* __restrict__ partial,        // [splits,K,R,S,C]
     float* __restrict__ partial_dbias,  // [splits,K] or null
     const __grid_constant__ FewShape g) {
-  allow_next_launch();
+  let_next_start();
   extern __shared__ __align__(128) unsigned char smem[];
   auto* table = reinterpret_cast<int*>(smem);
   unsigned char* padded = reinterpret_cast<unsigned char*>(table + (g.pixels + 15) / 16 * 16);
@@ -256,7 +257,7 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device, i
             static_cast<const bf16*>(a.dy), static_cast<const bf16*>(a.x), partial, partial_dbias, g);
         check_launch("conv2d_wgrad_few_channels_kernel");
         if (splits == 1) return;
-        sum_splits(partial, splits, outputs, dw, stream, true);
+        sum_splits(partial, splits, outputs, dw, stream);
         if (dbias) sum_splits(partial_dbias, splits, g.k, dbias, stream);
       });
 }

@@ -6,6 +6,7 @@
 // writes fp32 partial sums to the workspace and a second kernel adds them in fixed order. A block: 128 x 128
 // or 64 x 192 outputs, eight warps, four cp.async stages, 64 KiB of shared memory. Needs channels in
 // multiples of 16 bytes, no dbias. Deterministic. Mirrors cpu_reference/conv2d_naive.cpp.
+#include "kernels/common/early_launch.cuh"
 #include "kernels/conv2d/conv2d_mma_sync.cuh"
 #include "kernels/conv2d/conv2d_split_sum.cuh"
 
@@ -91,6 +92,7 @@ __global__ __launch_bounds__(Config::kThreads, kBlocks) void conv2d_wgrad_mma_sy
     const T* __restrict__ x,      // [N,H,W,c_stride]
     float* __restrict__ partial,  // [splits,K,R,S,C]
     const __grid_constant__ WgradShape g) {
+  let_next_start();
   extern __shared__ __align__(128) unsigned char smem[];
   const int first_column = blockIdx.x * Config::kBN, first_k = blockIdx.y * Config::kBM;
   const int warp_m = threadIdx.x / 32 / Config::kWarpsN, warp_n = threadIdx.x / 32 % Config::kWarpsN;

@@ -8,6 +8,7 @@
 // multiples of 4, filters up to 15 x 15, any stride and padding; deterministic on a given GPU. Mirrors
 // cpu_reference/conv2d_naive.cpp.
 #include "kernels/common/check.h"
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/grid.h"
 #include "kernels/conv2d/conv2d_register_plan.h"
 #include "kernels/conv2d/conv2d_register_tile.cuh"
@@ -88,6 +89,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_wgrad_re
     float* __restrict__ partial,   // [splits,K,R,S,C]
     int split_pixels, const __grid_constant__ Conv2dShape p, const __grid_constant__ FastDivisor by_p,
     const __grid_constant__ FastDivisor by_q) {
+  let_next_start();
   __shared__ RegisterSlices<Tile> smem;
   const int columns = p.r * p.s * p.c, tiles_n = (columns + Tile::kN - 1) / Tile::kN;
   const int first_k = blockIdx.x / tiles_n * Tile::kM, first_column = blockIdx.x % tiles_n * Tile::kN;

@@ -117,8 +117,8 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& problem, WgradMode mode, c
           launch.attrs = &cluster;
           launch.numAttrs = g.pair > 1 ? 1 : 0;
           check_cuda(cudaLaunchKernelEx(&launch, kernel, dy, x, partial, dw, g), "conv2d_wgrad_wgmma_kernel");
-          if (parts > 1 && alike) sum_splits(partial, parts, outputs, dw, stream, true);
-          if (parts > 1 && !alike) sum_ranges(partial, parts, ranges, outputs, dw, true, stream);
+          if (parts > 1 && alike) sum_splits(partial, parts, outputs, dw, stream);
+          if (parts > 1 && !alike) sum_ranges(partial, parts, ranges, outputs, dw, stream);
           if (a.dbias) {
             sum_rows(static_cast<const bf16*>(a.dy), pixels, g.k, bias_split, partial + partial_floats,
                      static_cast<float*>(a.dbias), stream);

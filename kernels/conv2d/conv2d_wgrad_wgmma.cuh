@@ -16,11 +16,11 @@
 // the last image stand for missing pixels. Deterministic.
 #pragma once
 
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
-#include "kernels/conv2d/conv2d_split_sum.cuh"
 #include "kernels/conv2d/conv2d_wgrad_wgmma_layout.h"
 #include "kernels/conv2d/conv2d_wgrad_wgmma_work.cuh"
 
@@ -216,7 +216,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_wgmma_kernel
     fence_barrier_init();
   }
   __syncthreads();  // barriers are initialised
-  allow_next_launch();
+  let_next_start();
   WgradWork work = wgrad_work<Config>(g);
   if (threadIdx.x / 128 == Config::kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Config::kProducerRegisters));

@@ -131,7 +131,7 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& p, const Device& device) {
         return Bound([=](Stream stream) {
           kernel<<<grid, Config::kThreads, Config::kSmemBytes, cuda_stream(stream)>>>(dy, x, partial, g);
           check_launch("conv2d_wgrad_halo_wgmma_kernel");
-          if (splits > 1) sum_splits(partial, splits, outputs, dw, stream, true);
+          if (splits > 1) sum_splits(partial, splits, outputs, dw, stream);
           if (a.dbias) {
             sum_rows(static_cast<const bf16*>(a.dy), pixels, g.k, bias_split, scratch + partial_floats,
                      static_cast<float*>(a.dbias), stream);

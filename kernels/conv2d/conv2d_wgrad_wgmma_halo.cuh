@@ -13,11 +13,11 @@
 // times. Deterministic.
 #pragma once
 
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
-#include "kernels/conv2d/conv2d_split_sum.cuh"
 
 namespace kiln {
 
@@ -188,7 +188,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_halo_wgmma_k
     fence_barrier_init();
   }
   __syncthreads();  // barriers are initialised
-  allow_next_launch();
+  let_next_start();
   const int first_k = blockIdx.y * 64, c0 = blockIdx.x * Config::kSpan;
   const int first_image = blockIdx.z * g.images_per_split;
   const int images = min(g.images - first_image, g.images_per_split);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/common/check.h"
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/grid.h"
 #include "kernels/common/mma.cuh"
 #include "kernels/linear/linear.h"
@@ -170,6 +171,7 @@ __global__ __launch_bounds__(Config::kThreads, 2) void linear_mma_sync_kernel(
     float* __restrict__ row_sums,    // [rows] or null
     float* __restrict__ partial,     // [splits,partial_stride], used where there is more than one part
     const __grid_constant__ LinearMmaShape g) {
+  let_next_start();
   extern __shared__ __align__(128) unsigned char smem[];
   const int column_tiles = (g.columns + Config::kBN - 1) / Config::kBN;
   const int first_row = static_cast<int>(blockIdx.x / column_tiles) * Config::kBM;

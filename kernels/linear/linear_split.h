@@ -20,8 +20,9 @@ struct LinearSplit {
   size_t workspace_bytes() const { return count > 1 ? count * stride() * sizeof(float) : 0; }
 };
 
-// Adds the parts in order: out[rows,columns] of dtype (kF32 or kBF16), plus bias[columns] where not null, and
-// row_sums[rows] where not null.
+// Behind the launch that writes the parts, which had better call let_next_start. Adds them in order:
+// out[rows,columns] of dtype (kF32 or kBF16), plus bias[columns] where not null, and row_sums[rows] where not
+// null.
 void linear_sum_splits(const float* partial, const LinearSplit& split, const float* bias, void* out,
                        DType dtype, float* row_sums, Stream stream);
 

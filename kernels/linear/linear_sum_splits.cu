@@ -3,9 +3,12 @@
 //
 // A thread owns V neighbouring elements of a row (4 where columns are a multiple of 4) and adds the parts in
 // order: coalesced across threads, no shared memory, deterministic. The first threads beyond the products own
-// a row sum each. Mirrors cpu_reference/linear_naive.cpp with linear_tile.cuh, linear_mma_sync.cuh and
-// linear_wgmma.cuh.
+// a row sum each. Launched early (early_launch.cuh): its blocks take the places of the first stage's that are
+// done, and wait for the last one. Mirrors cpu_reference/linear_naive.cpp with linear_tile.cuh,
+// linear_mma_sync.cuh and linear_wgmma.cuh.
+#include "kernels/common/add_parts.cuh"
 #include "kernels/common/check.h"
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/grid.h"
 #include "kernels/common/vec.cuh"
 #include "kernels/linear/linear_split.h"
@@ -17,22 +20,19 @@ constexpr int kThreads = 128;
 
 template <int V, class Out>
 __global__ __launch_bounds__(kThreads) void linear_sum_splits_kernel(
-    const float* __restrict__ partial,  // [splits, stride]
-    const float* __restrict__ bias,     // [columns] or null
-    Out* __restrict__ out,              // [rows,columns]
-    float* __restrict__ row_sums,       // [rows] or null
+    const float* partial,            // [splits, stride]; not __restrict__, see wait_for_last
+    const float* __restrict__ bias,  // [columns] or null
+    Out* __restrict__ out,           // [rows,columns]
+    float* __restrict__ row_sums,    // [rows] or null
     const __grid_constant__ LinearSplit split, size_t stride) {
+  let_next_start();
+  wait_for_last();  // all threads, before any of them can return: whatever follows this kernel relies on it
   const long long products = static_cast<long long>(split.rows) * split.columns;
   const long long thread = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
   const long long i = thread * V;
   if (i < products) {
     Vec<float, V> sum = {};
-#pragma unroll 8
-    for (int s = 0; s < split.count; ++s) {
-      const auto v = Vec<float, V>::load(partial + s * stride + i);
-#pragma unroll
-      for (int e = 0; e < V; ++e) sum.v[e] += v.v[e];
-    }
+    add_parts<V>(sum, partial + i, stride, split.count);
     Vec<Out, V> result;
 #pragma unroll
     for (int e = 0; e < V; ++e) result.set(e, sum[e] + (bias ? bias[(i + e) % split.columns] : 0.0f));
@@ -41,19 +41,27 @@ __global__ __launch_bounds__(kThreads) void linear_sum_splits_kernel(
   }
   const long long row = thread - products / V;
   if (!row_sums || row >= split.rows) return;
-  float sum = 0;
-#pragma unroll 8
-  for (int s = 0; s < split.count; ++s) sum += partial[s * stride + products + row];
-  row_sums[row] = sum;
+  Vec<float, 1> sum = {};
+  add_parts<1>(sum, partial + products + row, stride, split.count);
+  sum.store(row_sums + row);
 }
 
 template <int V, class Out>
 void launch(const float* partial, const LinearSplit& split, const float* bias, void* out, float* row_sums,
             Stream stream) {
   const long long threads = 1LL * split.rows * split.columns / V + (row_sums ? split.rows : 0);
-  linear_sum_splits_kernel<V><<<grid_for(threads, kThreads), kThreads, 0, cuda_stream(stream)>>>(
-      partial, bias, static_cast<Out*>(out), row_sums, split, split.stride());
-  check_launch("linear_sum_splits_kernel");
+  const auto kernel = linear_sum_splits_kernel<V, Out>;
+  static const bool early = waits_for_last(kernel, "linear_sum_splits_kernel");
+  cudaLaunchAttribute attribute = early_launch();
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = dim3(grid_for(threads, kThreads));
+  launch.blockDim = dim3(kThreads);
+  launch.stream = cuda_stream(stream);
+  launch.attrs = &attribute;
+  launch.numAttrs = early ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&launch, kernel, partial, bias, static_cast<Out*>(out), row_sums, split,
+                                split.stride()),
+             "linear_sum_splits_kernel");
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 // memory. Deterministic: one thread sums an element of a part, in a fixed order.
 #pragma once
 
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
@@ -268,6 +269,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void linear_wgmma_kernel(
     tma_store_fence();  // wgmma reads through the proxy that TMA uses
   }
   __syncthreads();  // barriers are initialised, ones are written
+  let_next_start();
   if (threadIdx.x / 128 == Config::kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Config::kProducerRegisters));
     if (threadIdx.x % 128 == 0) linear_produce<Config>(&a, &b, smem, g);

@@ -6,6 +6,7 @@
 // memory. Any shape (16-byte loads of dy where k, of x where c is a multiple of 4), bf16 or fp32 storage,
 // fp32 sums and outputs, deterministic. Mirrors cpu_reference/linear_naive.cpp.
 #include "kernels/common/check.h"
+#include "kernels/common/early_launch.cuh"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/linear_tile.cuh"
 
@@ -22,6 +23,7 @@ __global__ __launch_bounds__(Config::kThreads) void linear_wgrad_smem_tile_kerne
     float* __restrict__ dbias,    // [K] or null
     float* __restrict__ partial,  // [splits, partial_stride], used where there is more than one split
     const __grid_constant__ tile::Shape shape) {
+  let_next_start();
   __shared__ tile::Memory<Config> memory;
   const tile::Origin at = tile::origin<Config>(shape);
   const auto sums = tile::multiply<Config, false, false, true>(dy, x, shape, at, memory);
