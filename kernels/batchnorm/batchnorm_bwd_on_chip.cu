@@ -197,18 +197,17 @@ __device__ __forceinline__ void merge_chunks(const BatchnormMeeting& meeting,
                                              float* scratch, float (&mean_g)[V], float (&slope)[V]) {
   const OnChipMerge m = OnChipMerge::of<V, kThreads>(tile, s);
   Sums<4> sums = {};
-  if (m.owns) {
-    meeting.each_chunk<kBatch>(m.row, m.rows, 4 * m.quad, [&](int, const float4& g, const float4& gd) {
-      sums.g[0] += g.x;
-      sums.g[1] += g.y;
-      sums.g[2] += g.z;
-      sums.g[3] += g.w;
-      sums.gd[0] += gd.x;
-      sums.gd[1] += gd.y;
-      sums.gd[2] += gd.z;
-      sums.gd[3] += gd.w;
-    });
-  }
+  const auto add = [&](int, const float4& g, const float4& gd) {
+    sums.g[0] += g.x;
+    sums.g[1] += g.y;
+    sums.g[2] += g.z;
+    sums.g[3] += g.w;
+    sums.gd[0] += gd.x;
+    sums.gd[1] += gd.y;
+    sums.gd[2] += gd.z;
+    sums.gd[3] += gd.w;
+  };
+  if (m.owns) meeting.each_chunk<kBatch>(m.row, m.rows, 4 * m.quad, add);
   add_tree(sums, scratch, m.quads, m.rows, m.row);
   float* s_mean = scratch + 8 * kSlots;  // behind the tree
   float* s_slope = s_mean + kOnChipLanes * V;

@@ -149,19 +149,17 @@ __device__ __forceinline__ Sums<1> merge_chunks(const BatchnormMeeting& meeting,
   const int t = static_cast<int>(threadIdx.x);
   const RingMerge own = RingMerge::of(ring, s, channels);
   Sums<4> sums = {};
-  if (own.owns) {
-    meeting.each_chunk<kRingBatch>(own.row, own.rows, 4 * own.quad,
-                                   [&](int, const float4& g, const float4& gd) {
-                                     sums.g[0] += g.x;
-                                     sums.g[1] += g.y;
-                                     sums.g[2] += g.z;
-                                     sums.g[3] += g.w;
-                                     sums.gd[0] += gd.x;
-                                     sums.gd[1] += gd.y;
-                                     sums.gd[2] += gd.z;
-                                     sums.gd[3] += gd.w;
-                                   });
-  }
+  const auto add = [&](int, const float4& g, const float4& gd) {
+    sums.g[0] += g.x;
+    sums.g[1] += g.y;
+    sums.g[2] += g.z;
+    sums.g[3] += g.w;
+    sums.gd[0] += gd.x;
+    sums.gd[1] += gd.y;
+    sums.gd[2] += gd.z;
+    sums.gd[3] += gd.w;
+  };
+  if (own.owns) meeting.each_chunk<kRingBatch>(own.row, own.rows, 4 * own.quad, add);
   if (own.row < own.rows) {
     store_channels(sums.g, shared.first + own.row * channels + 4 * own.quad);
     store_channels(sums.gd, shared.second + own.row * channels + 4 * own.quad);

@@ -160,18 +160,15 @@ __device__ __forceinline__ Channels<V> merge_chunks(
   const OnChipMerge m = OnChipMerge::of<V, kThreads>(tile, s);
   Moments<4> moments;
   moments.clear();
-  if (m.owns) {
-    meeting.each_chunk<kBatch<V>>(
-        m.row, m.rows, 4 * m.quad, [&](int chunk, const float4& mean, const float4& m2) {
-          float fraction, weight;
-          moments.grow(static_cast<float>(tile.chunk_begin(chunk + 1) - tile.chunk_begin(chunk)), fraction,
-                       weight);
-          moments.merge(0, fraction, weight, mean.x, m2.x);
-          moments.merge(1, fraction, weight, mean.y, m2.y);
-          moments.merge(2, fraction, weight, mean.z, m2.z);
-          moments.merge(3, fraction, weight, mean.w, m2.w);
-        });
-  }
+  const auto merge = [&](int chunk, const float4& mean, const float4& m2) {
+    float fraction, weight;
+    moments.grow(static_cast<float>(tile.chunk_begin(chunk + 1) - tile.chunk_begin(chunk)), fraction, weight);
+    moments.merge(0, fraction, weight, mean.x, m2.x);
+    moments.merge(1, fraction, weight, mean.y, m2.y);
+    moments.merge(2, fraction, weight, mean.z, m2.z);
+    moments.merge(3, fraction, weight, mean.w, m2.w);
+  };
+  if (m.owns) meeting.each_chunk<kBatch<V>>(m.row, m.rows, 4 * m.quad, merge);
   merge_tree(moments, scratch, m.quads, m.rows, m.row);
   float* s_mean = scratch + 9 * kSlots;  // behind the tree
   float *s_scale = s_mean + kOnChipLanes * V, *s_beta = s_scale + kOnChipLanes * V;

@@ -141,19 +141,17 @@ __device__ __forceinline__ Moments<1> merge_chunks(const BatchnormMeeting& meeti
   const RingMerge own = RingMerge::of(ring, s, channels);
   Moments<4> moments;
   moments.clear();
-  if (own.owns) {
-    meeting.each_chunk<kRingBatch>(own.row, own.rows, 4 * own.quad,
-                                   [&](int chunk, const float4& mean, const float4& m2) {
-                                     const int count = ring.rows_of(chunk);
-                                     if (count == 0) return;
-                                     float fraction, weight;
-                                     moments.grow(static_cast<float>(count), fraction, weight);
-                                     moments.merge(0, fraction, weight, mean.x, m2.x);
-                                     moments.merge(1, fraction, weight, mean.y, m2.y);
-                                     moments.merge(2, fraction, weight, mean.z, m2.z);
-                                     moments.merge(3, fraction, weight, mean.w, m2.w);
-                                   });
-  }
+  const auto merge = [&](int chunk, const float4& mean, const float4& m2) {
+    const int count = ring.rows_of(chunk);
+    if (count == 0) return;
+    float fraction, weight;
+    moments.grow(static_cast<float>(count), fraction, weight);
+    moments.merge(0, fraction, weight, mean.x, m2.x);
+    moments.merge(1, fraction, weight, mean.y, m2.y);
+    moments.merge(2, fraction, weight, mean.z, m2.z);
+    moments.merge(3, fraction, weight, mean.w, m2.w);
+  };
+  if (own.owns) meeting.each_chunk<kRingBatch>(own.row, own.rows, 4 * own.quad, merge);
   if (own.row < own.rows) {
     store_channels(moments.mean, shared.first + own.row * channels + 4 * own.quad);
     store_channels(moments.m2, shared.second + own.row * channels + 4 * own.quad);
