@@ -1,5 +1,5 @@
-// Words that a plan keeps between launches: counters of arrived blocks, by which the last block of a launch is
-// known, and where blocks meet.
+// Words that a plan keeps between launches: counters of arrived blocks, by which the last block of a launch
+// is known, and places where blocks meet.
 #pragma once
 
 #include <memory>
