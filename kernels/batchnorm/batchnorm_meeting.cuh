@@ -67,7 +67,7 @@ __device__ __forceinline__ float4 values_of(const uint4& w) {
   return {__uint_as_float(~w.x), __uint_as_float(~w.y), __uint_as_float(~w.z), __uint_as_float(~w.w)};
 }
 __device__ __forceinline__ bool all_there(const uint4& a, const uint4& b) {
-  return a.x != 0 && a.y != 0 && a.z != 0 && a.w != 0 && b.x != 0 && b.y != 0 && b.z != 0 && b.w != 0;
+  return min(min(min(a.x, a.y), min(a.z, a.w)), min(min(b.x, b.y), min(b.z, b.w))) != 0;
 }
 
 // A block's way to the others. Its threads make it before a barrier of theirs, behind which they put().
@@ -125,7 +125,7 @@ struct BatchnormMeeting {
           }
         }
 #pragma unroll
-        for (int u = 0; u < kBatch; ++u) {
+        for (int u = kBatch - 1; u >= 0; --u) {  // the last first: no load waits for an earlier one's result
           if (wanted & 1u << u && all_there(first[u], second[u])) wanted &= ~(1u << u);
         }
         if (wanted == 0) break;
