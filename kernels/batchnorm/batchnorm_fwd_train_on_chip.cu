@@ -22,9 +22,14 @@ constexpr int kSlots = kThreads / 2;  // of a tree: its first round's writers ar
 constexpr int kGroup = kOnChipGroup;
 constexpr int kAhead = 4;  // groups under way
 
-// Chunks in flight in a merge; registers are full of rows.
+// Chunks in flight in a merge: one more would spill, since registers are full of rows.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <int V>
+constexpr int kBatch = 1;
+#else
 template <int V>
 constexpr int kBatch = V == 8 ? 2 : 1;
+#endif
 
 // Rows in flight in the last stage, and rows that registers hold.
 template <class Epilogue>
