@@ -4,11 +4,11 @@
 //
 // One cooperative launch; batchnorm_on_chip.cuh says which rows of x and dy a block and a thread own and
 // where they stay. (1) A thread sums g and g * d of its rows, copies run kAhead groups ahead; the threads of
-// a channel add up in a tree; the block writes both sums. (2) Behind the grid's barrier every block adds the
+// a channel add up in a tree; the block puts both sums where the chunks meet. (2) Every block adds the
 // chunks of its own channels, all in the same order; the blocks of chunk 0 write dgamma and dbeta. (3) dx and
 // dresidual; the mask is read again. Shared memory: 12 KiB of scratch (fp32: 7) and 12 KiB a row of a thread.
-// Workspace: the sums, [chunks,2,C] fp32. Needs 16-byte aligned tensors, all blocks resident. Deterministic.
-// Mirrors cpu_reference/batchnorm_naive.cpp.
+// No workspace: the plan owns where chunks meet. Needs 16-byte aligned tensors, all blocks resident.
+// Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include <type_traits>
 
 #include "kernels/batchnorm/batchnorm_gate.cuh"
@@ -189,7 +189,7 @@ __device__ __forceinline__ Sums<V> thread_sums(const Rows<Gate, T, V>& rows, con
 
 // The second stage: adds the chunks and gives dbeta/M and rstd * dgamma/M of the thread's channels.
 template <int V>
-__device__ __forceinline__ void merge_chunks(const float* partial,                  // [chunks,2,C]
+__device__ __forceinline__ void merge_chunks(const BatchnormMeeting& meeting,
                                              const float* __restrict__ saved_rstd,  // [C]
                                              float* __restrict__ dgamma,            // [C]
                                              float* __restrict__ dbeta,             // [C]
@@ -197,18 +197,17 @@ __device__ __forceinline__ void merge_chunks(const float* partial,              
                                              float* scratch, float (&mean_g)[V], float (&slope)[V]) {
   const OnChipMerge m = OnChipMerge::of<V, kThreads>(tile, s);
   Sums<4> sums = {};
-  if (m.owns) {
-    each_chunk<kBatch>(partial, tile, m, [&](int, const float4& g, const float4& gd) {
-      sums.g[0] += g.x;
-      sums.g[1] += g.y;
-      sums.g[2] += g.z;
-      sums.g[3] += g.w;
-      sums.gd[0] += gd.x;
-      sums.gd[1] += gd.y;
-      sums.gd[2] += gd.z;
-      sums.gd[3] += gd.w;
-    });
-  }
+  const auto add = [&](int, const float4& g, const float4& gd) {
+    sums.g[0] += g.x;
+    sums.g[1] += g.y;
+    sums.g[2] += g.z;
+    sums.g[3] += g.w;
+    sums.gd[0] += gd.x;
+    sums.gd[1] += gd.y;
+    sums.gd[2] += gd.z;
+    sums.gd[3] += gd.w;
+  };
+  if (m.owns) meeting.each_chunk<kBatch>(m.row, m.rows, 4 * m.quad, add);
   add_tree(sums, scratch, m.quads, m.rows, m.row);
   float* s_mean = scratch + 8 * kSlots;  // behind the tree
   float* s_slope = s_mean + kOnChipLanes * V;
@@ -245,7 +244,7 @@ __global__ __launch_bounds__(kThreads, 1) void batchnorm_bwd_on_chip_kernel(
     float* __restrict__ dgamma,              // [C]
     float* __restrict__ dbeta,               // [C]
     T* __restrict__ dresidual,               // [M,C], null without a mask
-    float* partial,                          // [chunks,2,C]: sum g, sum g * d
+    unsigned* words,                         // [2,chunks,2,C]: sum g, sum g * d
     const __grid_constant__ OnChipTile layout, const __grid_constant__ BatchnormActivation activation) {
   constexpr int kRows = OnChip<Gate>::kRows, kHeld = OnChip<Gate>::kHeld;
   extern __shared__ float4 batchnorm_on_chip_smem[];
@@ -256,19 +255,18 @@ __global__ __launch_bounds__(kThreads, 1) void batchnorm_bwd_on_chip_kernel(
   const Rows<Gate, T, V> rows = {dy + s.first, x + s.first, static_cast<ptrdiff_t>(s.step),
                                  MaskWalk::begin<Gate, V>(mask, tile, s, 0, 1),
                                  reinterpret_cast<Vec<T, V>*>(scratch + kScratch<V>) + threadIdx.x};
+  BatchnormMeeting::bring(words, tile, s.chunk, s.tile * tile.lanes * V, tile.lanes * V);
   Channels<V> ch;
   ch.load(gamma, beta, saved_mean, saved_rstd, s.channel);
   Vec<T, V> held_dy[kHeld > 0 ? kHeld : 1], held_x[kHeld > 0 ? kHeld : 1];
   Sums<V> sums = thread_sums(rows, own, ch, activation, held_dy, held_x);
+  const auto meeting = BatchnormMeeting::of(words, tile, s.chunk, s.tile * tile.lanes * V);
   add_tree(sums, scratch, tile.lanes, tile.block_rows, s.row);
   if (s.row == 0 && s.count > 0) {
-    float* out = partial + static_cast<size_t>(s.chunk) * 2 * tile.channels + s.channel;
-    store_channels(sums.g, out);
-    store_channels(sums.gd, out + tile.channels);
+    meeting.put(s.channel - meeting.channel, sums.g, sums.gd);
   }
-  grid_sync();
   float mean_g[V], slope[V];
-  merge_chunks<V>(partial, saved_rstd, dgamma, dbeta, tile, s, scratch, mean_g, slope);
+  merge_chunks<V>(meeting, saved_rstd, dgamma, dbeta, tile, s, scratch, mean_g, slope);
 
   const auto store = [&](auto size, auto plain, int i, Vec<T, V>* dy_rows, Vec<T, V>* x_rows) {
     constexpr int kNow = decltype(size)::value;
@@ -313,16 +311,16 @@ Plan<BatchnormBwd::Args> plan(const BatchnormProblem& p, const Device& device, s
   const int smem_bytes = kScratchBytes<V> + layout.kept * kSlotBytes;
   const auto kernel = batchnorm_bwd_on_chip_kernel<Gate, T, V>;
   allow_on_chip(kernel, device, "batchnorm_bwd_on_chip_kernel");
-  const size_t bytes = 2 * sizeof(float) * static_cast<size_t>(layout.rows.chunks) * layout.rows.channels;
+  const BatchnormMeetingWords words(layout.rows);
   using Args = BatchnormBwd::Args;
-  return make_plan<Args>(bytes, [=](const Args& a, void* workspace, Stream stream) {
+  return make_plan<Args>(0, [=](const Args& a, void*, Stream stream) {
     const auto per_channel = [](const void* q) { return static_cast<const float*>(q); };
     launch_on_chip(kernel, "batchnorm_bwd_on_chip_kernel", layout.rows, kThreads, smem_bytes, stream,
                    static_cast<const T*>(a.dy), static_cast<const T*>(a.x), per_channel(a.gamma),
                    per_channel(a.beta), per_channel(a.saved_mean), per_channel(a.saved_rstd),
                    static_cast<const unsigned char*>(a.mask), static_cast<T*>(a.dx),
                    static_cast<float*>(a.dgamma), static_cast<float*>(a.dbeta), static_cast<T*>(a.dresidual),
-                   static_cast<float*>(workspace), layout, batchnorm_activation(p));
+                   words.data(), layout, batchnorm_activation(p));
   });
 }
 

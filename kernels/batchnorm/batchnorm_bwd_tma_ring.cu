@@ -7,8 +7,8 @@
 // of x and 8 KiB of dy. (1) A thread sums g and g * d of its rows; a warp's threads of a channel add up by
 // shuffles where the lanes are a power of two, the rest through shared memory; the mask's bits are loaded a
 // stage ahead. (2) The chunks of a tile meet; every block adds them, all in the same order; the blocks of
-// chunk 0 write dgamma and dbeta. (3) dx, from the last stage to the first. Workspace: the sums,
-// [chunks,2,C] fp32. Needs compute capability 9.0, C a multiple of 16 bytes (with a mask also of 8), 16-byte
+// chunk 0 write dgamma and dbeta. (3) dx, from the last stage to the first. No workspace: the plan owns where
+// chunks meet. Needs compute capability 9.0, C a multiple of 16 bytes (with a mask also of 8), 16-byte
 // aligned tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include "kernels/batchnorm/batchnorm_gate.cuh"
 #include "kernels/batchnorm/batchnorm_tma_ring_plan.cuh"
@@ -100,7 +100,7 @@ __device__ __forceinline__ Sums<1> fold(const RingShared& shared, int sets, int 
 // Puts the block's sums where the chunks meet.
 template <int V>
 __device__ __forceinline__ void put_block(Sums<V>& sums, const RingTile& ring, const RingSlice& s,
-                                          RingShared& shared, const RingMeeting& meeting) {
+                                          RingShared& shared, const BatchnormMeeting& meeting) {
   const int t = static_cast<int>(threadIdx.x), lanes = ring.rows.lanes;
   if (ring.in_warps()) {
     const int channels = lanes * V;
@@ -119,7 +119,7 @@ __device__ __forceinline__ void put_block(Sums<V>& sums, const RingTile& ring, c
     ring_sync();
     if (t < channels) {
       const Sums<1> all = fold(shared, kRingWarps, channels, t);
-      meeting.put(t, all.g[0], all.gd[0]);
+      if (s.tile_channel + t < ring.rows.channels) meeting.put(t, all.g, all.gd);
     }
     return;
   }
@@ -137,36 +137,29 @@ __device__ __forceinline__ void put_block(Sums<V>& sums, const RingTile& ring, c
     ring_sync();
     if (t < channels) {
       const Sums<1> all = fold(shared, ring.rows.block_rows, channels, t);
-      meeting.put(t / 4 * V + 4 * round + t % 4, all.g[0], all.gd[0]);
+      const int c = t / 4 * V + 4 * round + t % 4;
+      if (s.tile_channel + c < ring.rows.channels) meeting.put(c, all.g, all.gd);
     }
   }
 }
 
 // (2) Adds the chunks: a thread its own ones of four channels, then one thread a channel.
-__device__ __forceinline__ Sums<1> merge_chunks(const RingMeeting& meeting, const RingTile& ring,
-                                                RingShared& shared, int channels) {
-  const int t = static_cast<int>(threadIdx.x), chunks = ring.rows.chunks;
-  const RingMerge own = RingMerge::of(ring, channels);
+__device__ __forceinline__ Sums<1> merge_chunks(const BatchnormMeeting& meeting, const RingTile& ring,
+                                                const RingSlice& s, RingShared& shared, int channels) {
+  const int t = static_cast<int>(threadIdx.x);
+  const RingMerge own = RingMerge::of(ring, s, channels);
   Sums<4> sums = {};
-  for (int begin = own.row; own.row < own.rows && begin < chunks; begin += kRingBatch * own.rows) {
-    float4 g[kRingBatch], gd[kRingBatch];
-#pragma unroll
-    for (int u = 0; u < kRingBatch; ++u) {
-      g[u] = gd[u] = {};
-      if (begin + u * own.rows < chunks) meeting.load(begin + u * own.rows, 4 * own.quad, g[u], gd[u]);
-    }
-#pragma unroll
-    for (int u = 0; u < kRingBatch; ++u) {
-      sums.g[0] += g[u].x;
-      sums.g[1] += g[u].y;
-      sums.g[2] += g[u].z;
-      sums.g[3] += g[u].w;
-      sums.gd[0] += gd[u].x;
-      sums.gd[1] += gd[u].y;
-      sums.gd[2] += gd[u].z;
-      sums.gd[3] += gd[u].w;
-    }
-  }
+  const auto add = [&](int, const float4& g, const float4& gd) {
+    sums.g[0] += g.x;
+    sums.g[1] += g.y;
+    sums.g[2] += g.z;
+    sums.g[3] += g.w;
+    sums.gd[0] += gd.x;
+    sums.gd[1] += gd.y;
+    sums.gd[2] += gd.z;
+    sums.gd[3] += gd.w;
+  };
+  if (own.owns) meeting.each_chunk<kRingBatch>(own.row, own.rows, 4 * own.quad, add);
   if (own.row < own.rows) {
     store_channels(sums.g, shared.first + own.row * channels + 4 * own.quad);
     store_channels(sums.gd, shared.second + own.row * channels + 4 * own.quad);
@@ -238,7 +231,7 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_bwd_tma_ring_kernel(
     float* __restrict__ dgamma,              // [C]
     float* __restrict__ dbeta,               // [C]
     T* __restrict__ dresidual,               // [M,C], null without a mask
-    float* partial,                          // [chunks,2,C]: sum g, sum g * d
+    unsigned* words,                         // [2,chunks,2,C]: sum g, sum g * d
     const __grid_constant__ RingTile ring, const __grid_constant__ BatchnormActivation activation) {
   extern __shared__ __align__(128) unsigned char batchnorm_ring_smem[];
   RingShared& shared = *reinterpret_cast<RingShared*>(batchnorm_ring_smem);
@@ -248,17 +241,18 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_bwd_tma_ring_kernel(
     tma_prefetch_map(&dy_map);
   }
   const RingSlice s = RingSlice::of<V>(ring);
-  const RingMeeting meeting = {partial, ring.rows.channels, s.tile_channel, s.chunk};
   ring_init(shared, ring.slots);
   if (threadIdx.x >= kRingThreads) {  // the loading warp
     RingLoader<2> loader = {{&x_map, &dy_map}, {x, dy}, shared, ring, s, smem_address(slots), {}};
-    if (threadIdx.x == kRingThreads) loader.walk_forwards();
-    __syncwarp();
-    meeting.meet();
-    if (threadIdx.x == kRingThreads) loader.walk_backwards();
+    if (threadIdx.x == kRingThreads) {
+      loader.walk_forwards();
+      loader.walk_backwards();
+    }
     return;
   }
   const int t = static_cast<int>(threadIdx.x), channels = ring.rows.lanes * V;
+  BatchnormMeeting::bring(words, ring.rows, s.chunk, s.tile_channel, channels);
+  const auto meeting = BatchnormMeeting::of(words, ring.rows, s.chunk, s.tile_channel);
   const int c = s.tile_channel + t;
   const bool finishes = t < channels && c < ring.rows.channels;
   const float rstd = finishes ? saved_rstd[c] : 0.0f;
@@ -268,8 +262,8 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_bwd_tma_ring_kernel(
   const StageBits<Gate, V> bits = {mask, ring, s};
   Sums<V> sums = thread_sums<Gate, T, V>(bits, ch, activation, ring, s, shared, slots, at);
   put_block(sums, ring, s, shared, meeting);
-  meeting.meet();
-  const Sums<1> all = merge_chunks(meeting, ring, shared, channels);
+  ring_sync();  // the merge uses the same shared memory
+  const Sums<1> all = merge_chunks(meeting, ring, s, shared, channels);
   if (finishes) {
     const float inverse = 1.0f / static_cast<float>(ring.rows.rows), scale = all.gd[0] * rstd;
     shared.result[0][t] = all.g[0] * inverse;
@@ -293,7 +287,7 @@ Plan<BatchnormBwd::Args> plan(const BatchnormProblem& p, const Device& device, s
   const auto launch =
       make_ring_launch(p, device, 2, batchnorm_bwd_tma_ring_kernel<Gate, T, V>, kName, config);
   using Args = BatchnormBwd::Args;
-  return Plan<Args>(launch.partial_bytes(), [=](const Args& a, void* workspace) {
+  return Plan<Args>(0, [=](const Args& a, void*) {
     require_aligned_args(&a, sizeof a);
     const CUtensorMap x_map = make_ring_map(p, launch.ring, a.x),
                       dy_map = make_ring_map(p, launch.ring, a.dy);
@@ -303,7 +297,7 @@ Plan<BatchnormBwd::Args> plan(const BatchnormProblem& p, const Device& device, s
              static_cast<const unsigned char*>(a.mask), per_channel(a.gamma), per_channel(a.beta),
              per_channel(a.saved_mean), per_channel(a.saved_rstd), static_cast<T*>(a.dx),
              static_cast<float*>(a.dgamma), static_cast<float*>(a.dbeta), static_cast<T*>(a.dresidual),
-             static_cast<float*>(workspace), launch.ring, batchnorm_activation(p));
+             launch.words.data(), launch.ring, batchnorm_activation(p));
     });
   });
 }

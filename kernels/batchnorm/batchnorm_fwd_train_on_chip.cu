@@ -3,10 +3,10 @@
 //
 // One cooperative launch; batchnorm_on_chip.cuh says which rows a block and a thread own and where they stay.
 // (1) A thread takes its rows in groups, sums squares about a group's mean and merges (count, mean, M2);
-// copies run kAhead groups ahead. The threads of a channel merge in a tree; the block writes mean and M2. (2)
-// Behind the grid's barrier every block merges the chunks of its own channels, all in the same order; the
-// blocks of chunk 0 write the statistics. (3) y. All moments are of x - x[0,c]. Shared memory: 17 KiB of
-// scratch (fp32: 10.5) and 8 KiB a row of a thread. Workspace: mean and M2, [chunks,2,C] fp32. Needs 16-byte
+// copies run kAhead groups ahead. The threads of a channel merge in a tree; the block puts mean and M2 where
+// the chunks meet. (2) Every block merges the chunks of its own channels, all in the same order; the blocks
+// of chunk 0 write the statistics. (3) y. All moments are of x - x[0,c]. Shared memory: 17 KiB of scratch
+// (fp32: 10.5) and 8 KiB a row of a thread. No workspace: the plan owns where chunks meet. Needs 16-byte
 // aligned tensors, all blocks resident. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include <type_traits>
 
@@ -21,7 +21,15 @@ constexpr int kThreads = 512;
 constexpr int kSlots = kThreads / 2;  // of a tree: its first round's writers are half of the threads
 constexpr int kGroup = kOnChipGroup;
 constexpr int kAhead = 4;  // groups under way
-constexpr int kBatch = 2;  // chunks in flight in a merge
+
+// Chunks in flight in a merge: one more would spill, since registers are full of rows.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <int V>
+constexpr int kBatch = 1;
+#else
+template <int V>
+constexpr int kBatch = V == 8 ? 2 : 1;
+#endif
 
 // Rows in flight in the last stage, and rows that registers hold.
 template <class Epilogue>
@@ -152,22 +160,20 @@ __device__ __forceinline__ Channels<V> merge_chunks(
     const T* __restrict__ x,          // [M,C], of which the first row is the pivot
     const float* __restrict__ gamma,  // [C]
     const float* __restrict__ beta,   // [C]
-    const float* partial,             // [chunks,2,C]
-    const BatchnormTile& tile, const BatchnormSlice& s, const Statistics& statistics, float* scratch) {
+    const BatchnormMeeting& meeting, const BatchnormTile& tile, const BatchnormSlice& s,
+    const Statistics& statistics, float* scratch) {
   const OnChipMerge m = OnChipMerge::of<V, kThreads>(tile, s);
   Moments<4> moments;
   moments.clear();
-  if (m.owns) {
-    each_chunk<kBatch>(partial, tile, m, [&](int chunk, const float4& mean, const float4& m2) {
-      float fraction, weight;
-      moments.grow(static_cast<float>(tile.chunk_begin(chunk + 1) - tile.chunk_begin(chunk)), fraction,
-                   weight);
-      moments.merge(0, fraction, weight, mean.x, m2.x);
-      moments.merge(1, fraction, weight, mean.y, m2.y);
-      moments.merge(2, fraction, weight, mean.z, m2.z);
-      moments.merge(3, fraction, weight, mean.w, m2.w);
-    });
-  }
+  const auto merge = [&](int chunk, const float4& mean, const float4& m2) {
+    float fraction, weight;
+    moments.grow(static_cast<float>(tile.chunk_begin(chunk + 1) - tile.chunk_begin(chunk)), fraction, weight);
+    moments.merge(0, fraction, weight, mean.x, m2.x);
+    moments.merge(1, fraction, weight, mean.y, m2.y);
+    moments.merge(2, fraction, weight, mean.z, m2.z);
+    moments.merge(3, fraction, weight, mean.w, m2.w);
+  };
+  if (m.owns) meeting.each_chunk<kBatch<V>>(m.row, m.rows, 4 * m.quad, merge);
   merge_tree(moments, scratch, m.quads, m.rows, m.row);
   float* s_mean = scratch + 9 * kSlots;  // behind the tree
   float *s_scale = s_mean + kOnChipLanes * V, *s_beta = s_scale + kOnChipLanes * V;
@@ -201,7 +207,7 @@ __global__ __launch_bounds__(kThreads, 1) void batchnorm_fwd_train_on_chip_kerne
     const T* __restrict__ residual,    // [M,C], null where the epilogue has none
     T* __restrict__ y,                 // [M,C]
     unsigned char* __restrict__ mask,  // [M,C/8] or null
-    float* partial,                    // [chunks,2,C]: mean of x - pivot, M2
+    unsigned* words,                   // [2,chunks,2,C]: mean of x - pivot, M2
     const __grid_constant__ Statistics statistics, const __grid_constant__ OnChipTile layout,
     const __grid_constant__ BatchnormActivation activation) {
   constexpr int kRows = OnChip<Epilogue>::kRows, kHeld = OnChip<Epilogue>::kHeld;
@@ -211,6 +217,7 @@ __global__ __launch_bounds__(kThreads, 1) void batchnorm_fwd_train_on_chip_kerne
   const BatchnormTile& tile = layout.rows;
   const BatchnormSlice s = batchnorm_slice<V>(tile, blockIdx.x);
   const OnChipRows own = OnChipRows::split<kHeld>(s.count, layout.kept);
+  BatchnormMeeting::bring(words, tile, s.chunk, s.tile * tile.lanes * V, tile.lanes * V);
   if (const OnChipMerge m = OnChipMerge::of<V, kThreads>(tile, s); m.owns && m.row == 0) {
     prefetch(gamma + m.channel);  // the merge waits for them
     prefetch(beta + m.channel);
@@ -219,11 +226,10 @@ __global__ __launch_bounds__(kThreads, 1) void batchnorm_fwd_train_on_chip_kerne
   }
   Vec<T, V> held[kHeld > 0 ? kHeld : 1];
   Moments<V> moments = thread_moments<T, V, kHeld>(x, s, own, slots, held);
+  const auto meeting = BatchnormMeeting::of(words, tile, s.chunk, s.tile * tile.lanes * V);
   merge_tree(moments, scratch, tile.lanes, tile.block_rows, s.row);
   if (s.row == 0 && s.count > 0) {
-    float* out = partial + static_cast<size_t>(s.chunk) * 2 * tile.channels + s.channel;
-    store_channels(moments.mean, out);
-    store_channels(moments.m2, out + tile.channels);
+    meeting.put(s.channel - meeting.channel, moments.mean, moments.m2);
   }
   const ptrdiff_t step = static_cast<ptrdiff_t>(s.step);
   const auto prefetch_residual = [&](int i) {
@@ -234,8 +240,7 @@ __global__ __launch_bounds__(kThreads, 1) void batchnorm_fwd_train_on_chip_kerne
     if (own.held - 1 - u >= own.kept) prefetch_residual(own.held - 1 - u);
     if (u < own.kept) prefetch_residual(u);
   }
-  grid_sync();
-  const Channels<V> ch = merge_chunks<T, V>(x, gamma, beta, partial, tile, s, statistics, scratch);
+  const Channels<V> ch = merge_chunks<T, V>(x, gamma, beta, meeting, tile, s, statistics, scratch);
 
   each_rows_backwards<kRows>(own.kept, own.held, [&](auto size, int at) {
     constexpr int kNow = decltype(size)::value;
@@ -283,9 +288,9 @@ Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& devi
   const int smem_bytes = kScratchBytes<V> + layout.kept * kSlotBytes;
   const auto kernel = batchnorm_fwd_train_on_chip_kernel<Epilogue, T, V>;
   allow_on_chip(kernel, device, "batchnorm_fwd_train_on_chip_kernel");
-  const size_t bytes = 2 * sizeof(float) * static_cast<size_t>(layout.rows.chunks) * layout.rows.channels;
+  const BatchnormMeetingWords words(layout.rows);
   using Args = BatchnormFwdTrain::Args;
-  return make_plan<Args>(bytes, [=](const Args& a, void* workspace, Stream stream) {
+  return make_plan<Args>(0, [=](const Args& a, void*, Stream stream) {
     const Statistics statistics = {.running_mean = static_cast<float*>(a.running_mean),
                                    .running_var = static_cast<float*>(a.running_var),
                                    .saved_mean = static_cast<float*>(a.saved_mean),
@@ -296,7 +301,7 @@ Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& devi
     launch_on_chip(kernel, "batchnorm_fwd_train_on_chip_kernel", layout.rows, kThreads, smem_bytes, stream,
                    static_cast<const T*>(a.x), static_cast<const float*>(a.gamma),
                    static_cast<const float*>(a.beta), static_cast<const T*>(a.residual), static_cast<T*>(a.y),
-                   static_cast<unsigned char*>(a.mask), static_cast<float*>(workspace), statistics, layout,
+                   static_cast<unsigned char*>(a.mask), words.data(), statistics, layout,
                    batchnorm_activation(p));
   });
 }

@@ -6,8 +6,8 @@
 // merge by shuffles where the lanes are a power of two, the rest through shared memory. (2) The chunks of a
 // tile meet; every block merges them, all in the same order; the blocks of chunk 0 write the statistics. (3)
 // y, from the last stage to the first. All moments are of x - x[0,c]. Merging sets of (count, mean, M2): the
-// mean of means first, then M2 about it. Workspace: mean and M2, [chunks,2,C] fp32. Needs compute capability
-// 9.0, C a multiple of 16 bytes, 16-byte aligned tensors. Deterministic. Mirrors
+// mean of means first, then M2 about it. No workspace: the plan owns where chunks meet. Needs compute
+// capability 9.0, C a multiple of 16 bytes, 16-byte aligned tensors. Deterministic. Mirrors
 // cpu_reference/batchnorm_naive.cpp.
 #include "kernels/batchnorm/batchnorm_epilogue.cuh"
 #include "kernels/batchnorm/batchnorm_moments.cuh"
@@ -85,7 +85,7 @@ __device__ __forceinline__ Moments<1> fold(const RingShared& shared, int sets, i
 // Puts the block's moments where the chunks meet.
 template <int V>
 __device__ __forceinline__ void put_block(Moments<V>& moments, const RingTile& ring, const RingSlice& s,
-                                          RingShared& shared, const RingMeeting& meeting) {
+                                          RingShared& shared, const BatchnormMeeting& meeting) {
   const int t = static_cast<int>(threadIdx.x), lanes = ring.rows.lanes;
   if (ring.in_warps()) {
     const int channels = lanes * V;
@@ -109,7 +109,7 @@ __device__ __forceinline__ void put_block(Moments<V>& moments, const RingTile& r
     ring_sync();
     if (t < channels) {
       const Moments<1> all = fold(shared, kRingWarps, channels, t);
-      meeting.put(t, all.mean[0], all.m2[0]);
+      if (s.tile_channel + t < ring.rows.channels) meeting.put(t, all.mean, all.m2);
     }
     return;
   }
@@ -128,38 +128,30 @@ __device__ __forceinline__ void put_block(Moments<V>& moments, const RingTile& r
     ring_sync();
     if (t < channels) {
       const Moments<1> all = fold(shared, ring.rows.block_rows, channels, t);
-      meeting.put(t / 4 * V + 4 * round + t % 4, all.mean[0], all.m2[0]);
+      const int c = t / 4 * V + 4 * round + t % 4;
+      if (s.tile_channel + c < ring.rows.channels) meeting.put(c, all.mean, all.m2);
     }
   }
 }
 
 // (2) Merges the chunks: a thread its own ones of four channels, then one thread a channel.
-__device__ __forceinline__ Moments<1> merge_chunks(const RingMeeting& meeting, const RingTile& ring,
-                                                   RingShared& shared, int channels) {
-  const int t = static_cast<int>(threadIdx.x), chunks = ring.rows.chunks;
-  const RingMerge own = RingMerge::of(ring, channels);
+__device__ __forceinline__ Moments<1> merge_chunks(const BatchnormMeeting& meeting, const RingTile& ring,
+                                                   const RingSlice& s, RingShared& shared, int channels) {
+  const int t = static_cast<int>(threadIdx.x);
+  const RingMerge own = RingMerge::of(ring, s, channels);
   Moments<4> moments;
   moments.clear();
-  for (int begin = own.row; own.row < own.rows && begin < chunks; begin += kRingBatch * own.rows) {
-    float4 mean[kRingBatch], m2[kRingBatch];
-#pragma unroll
-    for (int u = 0; u < kRingBatch; ++u) {
-      if (begin + u * own.rows < chunks) meeting.load(begin + u * own.rows, 4 * own.quad, mean[u], m2[u]);
-    }
-#pragma unroll
-    for (int u = 0; u < kRingBatch; ++u) {
-      const int chunk = begin + u * own.rows;
-      if (chunk >= chunks) break;
-      const int count = ring.rows_of(chunk);
-      if (count == 0) continue;
-      float fraction, weight;
-      moments.grow(static_cast<float>(count), fraction, weight);
-      moments.merge(0, fraction, weight, mean[u].x, m2[u].x);
-      moments.merge(1, fraction, weight, mean[u].y, m2[u].y);
-      moments.merge(2, fraction, weight, mean[u].z, m2[u].z);
-      moments.merge(3, fraction, weight, mean[u].w, m2[u].w);
-    }
-  }
+  const auto merge = [&](int chunk, const float4& mean, const float4& m2) {
+    const int count = ring.rows_of(chunk);
+    if (count == 0) return;
+    float fraction, weight;
+    moments.grow(static_cast<float>(count), fraction, weight);
+    moments.merge(0, fraction, weight, mean.x, m2.x);
+    moments.merge(1, fraction, weight, mean.y, m2.y);
+    moments.merge(2, fraction, weight, mean.z, m2.z);
+    moments.merge(3, fraction, weight, mean.w, m2.w);
+  };
+  if (own.owns) meeting.each_chunk<kRingBatch>(own.row, own.rows, 4 * own.quad, merge);
   if (own.row < own.rows) {
     store_channels(moments.mean, shared.first + own.row * channels + 4 * own.quad);
     store_channels(moments.m2, shared.second + own.row * channels + 4 * own.quad);
@@ -230,7 +222,7 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_fwd_train_tma_ring_ke
     const float* __restrict__ gamma,                                     // [C]
     const float* __restrict__ beta,                                      // [C]
     T* __restrict__ y,                                                   // [M,C]
-    float* partial,                                                      // [chunks,2,C]: mean, M2
+    unsigned* words,                                                     // [2,chunks,2,C]: mean, M2
     const __grid_constant__ Statistics statistics, const __grid_constant__ RingTile ring,
     const __grid_constant__ BatchnormClamp clamp) {
   extern __shared__ __align__(128) unsigned char batchnorm_ring_smem[];
@@ -238,17 +230,18 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_fwd_train_tma_ring_ke
   unsigned char* slots = batchnorm_ring_smem + kRingSharedBytes;
   if (threadIdx.x == kRingThreads) tma_prefetch_map(&x_map);
   const RingSlice s = RingSlice::of<V>(ring);
-  const RingMeeting meeting = {partial, ring.rows.channels, s.tile_channel, s.chunk};
   ring_init(shared, ring.slots);
   if (threadIdx.x >= kRingThreads) {  // the loading warp
     RingLoader<1> loader = {{&x_map}, {x}, shared, ring, s, smem_address(slots), {}};
-    if (threadIdx.x == kRingThreads) loader.walk_forwards();
-    __syncwarp();
-    meeting.meet();
-    if (threadIdx.x == kRingThreads) loader.walk_backwards();
+    if (threadIdx.x == kRingThreads) {
+      loader.walk_forwards();
+      loader.walk_backwards();
+    }
     return;
   }
   const int t = static_cast<int>(threadIdx.x), channels = ring.rows.lanes * V;
+  BatchnormMeeting::bring(words, ring.rows, s.chunk, s.tile_channel, channels);
+  const auto meeting = BatchnormMeeting::of(words, ring.rows, s.chunk, s.tile_channel);
   const bool finishes = t < channels && s.tile_channel + t < ring.rows.channels;
   Parameters parameters = {};
   if (finishes) {
@@ -258,8 +251,8 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_fwd_train_tma_ring_ke
   RingAt at;
   Moments<V> moments = thread_moments<T, V>(x, ring, s, shared, slots, at);
   put_block(moments, ring, s, shared, meeting);
-  meeting.meet();
-  const Moments<1> all = merge_chunks(meeting, ring, shared, channels);
+  ring_sync();  // the merge uses the same shared memory
+  const Moments<1> all = merge_chunks(meeting, ring, s, shared, channels);
   if (finishes) finish_channel(all, parameters, statistics, s, ring.rows.rows, t, shared);
   ring_sync();
   write_y<T, V>(y, ring, s, shared, slots, at, clamp);
@@ -274,9 +267,8 @@ template <class T, int V>
 Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& device, std::string_view config) {
   const auto launch =
       make_ring_launch(p, device, 1, batchnorm_fwd_train_tma_ring_kernel<T, V>, kName, config);
-  const size_t bytes = launch.partial_bytes();
   using Args = BatchnormFwdTrain::Args;
-  return Plan<Args>(bytes, [=](const Args& a, void* workspace) {
+  return Plan<Args>(0, [=](const Args& a, void*) {
     require_aligned_args(&a, sizeof a);
     const CUtensorMap x_map = make_ring_map(p, launch.ring, a.x);
     const Statistics statistics = {.running_mean = static_cast<float*>(a.running_mean),
@@ -288,8 +280,8 @@ Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& devi
                                    .unbiased = static_cast<float>(batchnorm_unbiased(p.per_channel()))};
     return Bound([=](Stream stream) {
       launch(stream, x_map, static_cast<const T*>(a.x), static_cast<const float*>(a.gamma),
-             static_cast<const float*>(a.beta), static_cast<T*>(a.y), static_cast<float*>(workspace),
-             statistics, launch.ring, batchnorm_clamp(p.act));
+             static_cast<const float*>(a.beta), static_cast<T*>(a.y), launch.words.data(), statistics,
+             launch.ring, batchnorm_clamp(p.act));
     });
   });
 }

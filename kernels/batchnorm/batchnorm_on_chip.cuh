@@ -5,7 +5,8 @@
 // first `kept` stay in its own slots of shared memory, the last `held` in registers; those between are
 // streamed: they are read again, from L2 as far as they fit, hence last in the first stage and first, from
 // the end, in the second. Shared memory: scratch (floats), then kept * tensors * threads * 16 bytes. Slots
-// belong to one thread, so that no barrier guards them.
+// belong to one thread, so that no barrier guards them. Between the stages the chunks of a tile meet
+// (batchnorm_meeting.cuh).
 #pragma once
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "kernels/batchnorm/batchnorm_meeting.cuh"
 #include "kernels/batchnorm/batchnorm_stream.cuh"
 #include "kernels/batchnorm/batchnorm_tile.cuh"
 #include "kernels/common/check.h"
@@ -47,7 +49,7 @@ struct OnChipRows {
 struct OnChipMerge {
   int quads, rows;  // quads * rows threads have work
   int quad, row;    // this thread's
-  int channel;      // of the tensor, the first of four
+  int channel;      // of the tensor, the first of four; those of a tile are 4 * quad, ...
   bool owns;
 
   template <int V, int kThreads>
@@ -62,29 +64,6 @@ struct OnChipMerge {
     return m;
   }
 };
-
-// Calls f(chunk, first, second) for a thread's chunks of `partial` in order: its four channels in both of a
-// chunk's rows. kBatch chunks are in flight at once.
-template <int kBatch, class F>
-__device__ __forceinline__ void each_chunk(const float* partial,  // [chunks,2,C], written by all blocks
-                                           const BatchnormTile& tile, const OnChipMerge& m, const F& f) {
-  for (int begin = m.row; begin < tile.chunks; begin += kBatch * m.rows) {
-    float4 first[kBatch], second[kBatch];
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int chunk = begin + u * m.rows;
-      if (chunk < tile.chunks) {
-        const float* from = partial + static_cast<size_t>(chunk) * 2 * tile.channels + m.channel;
-        first[u] = load_shared_by_grid(from);
-        second[u] = load_shared_by_grid(from + tile.channels);
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      if (begin + u * m.rows < tile.chunks) f(begin + u * m.rows, first[u], second[u]);
-    }
-  }
-}
 
 // Calls f(rows, i) for the rows [begin, end): i of kRows at once, then one by one. `rows` is a constant's
 // type.

@@ -1,8 +1,6 @@
 // Memory accesses by what becomes of the line: values that are read once leave L2 first, so that those that
-// will be read again stay (PTX ISA, "Cache Eviction Priority Hints"). Also the barrier of a cooperative grid.
+// will be read again stay (PTX ISA, "Cache Eviction Priority Hints").
 #pragma once
-
-#include <cooperative_groups.h>
 
 #include <cstdint>
 
@@ -30,11 +28,6 @@ __device__ __forceinline__ void load_once(const T* from, Vec<T, V>& row) {
   *reinterpret_cast<uint4*>(&row) = __ldcs(reinterpret_cast<const uint4*>(from));
 }
 
-// What another block of the grid wrote: past L1, which knows nothing of it.
-__device__ __forceinline__ float4 load_shared_by_grid(const float* from) {
-  return __ldcg(reinterpret_cast<const float4*>(from));
-}
-
 __device__ __forceinline__ uint64_t evict_first_policy() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
@@ -53,8 +46,5 @@ __device__ __forceinline__ void copy_once(void* to, const void* from, uint64_t p
 __device__ __forceinline__ void prefetch(const void* from) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
 }
-
-// All threads of all blocks; what was written before it is visible after it. Cooperative launches only.
-__device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
 
 }  // namespace kiln

@@ -6,8 +6,8 @@
 // run of memory. The ring takes all shared memory, so that the walk's end is still on chip when the walk
 // turns: those stages are used again at once, and their slots refilled with earlier ones. Stage i is in slot
 // i % slots; the stages before those on chip are marked to stay in L2 as far as they fit (`l2_stages`), all
-// others to leave it first. Between the walks the grid meets, through the workspace: a cooperative launch.
-// Shared memory: RingShared, then slots * 16 KiB.
+// others to leave it first. Between the walks the chunks of a tile meet (batchnorm_meeting.cuh): a
+// cooperative launch; the loading warp goes on at once. Shared memory: RingShared, then slots * 16 KiB.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/batchnorm/batchnorm_meeting.cuh"
 #include "kernels/batchnorm/batchnorm_stream.cuh"
 #include "kernels/batchnorm/batchnorm_tile.cuh"
 #include "kernels/common/check.h"
@@ -238,33 +239,16 @@ __device__ __forceinline__ void walk_backwards(RingShared& shared, int stages, i
   }
 }
 
-// How the chunks of a tile meet. put() by the threads of a block's tile; all threads pass meet(); then load()
-// of four channels by those that merge.
-struct RingMeeting {
-  float* partial;  // [chunks,2,C]
-  int channels, tile_channel, chunk;
-  __device__ __forceinline__ void put(int c, float first, float second) const {
-    if (tile_channel + c >= channels) return;
-    float* to = partial + static_cast<size_t>(chunk) * 2 * channels + tile_channel + c;
-    to[0] = first;
-    to[channels] = second;
-  }
-  __device__ __forceinline__ void meet() const { grid_sync(); }
-  __device__ __forceinline__ void load(int from_chunk, int c, float4& first, float4& second) const {
-    first = second = {};
-    if (tile_channel + c >= channels) return;
-    const float* from = partial + static_cast<size_t>(from_chunk) * 2 * channels + tile_channel + c;
-    first = load_shared_by_grid(from);
-    second = load_shared_by_grid(from + channels);
-  }
-};
-
-// Which chunks a thread merges, row, row + rows, ..., and of which four channels.
+// Which chunks a thread merges, row, row + rows, ..., and of which four channels; none of those that do not
+// exist.
 struct RingMerge {
   int quad, row, rows;
-  __device__ __forceinline__ static RingMerge of(const RingTile& ring, int channels) {
+  bool owns;
+  __device__ __forceinline__ static RingMerge of(const RingTile& ring, const RingSlice& s, int channels) {
     const int t = static_cast<int>(threadIdx.x), quads = channels / 4;
-    return {t % quads, t / quads, min(kRingThreads / quads, ring.rows.chunks)};
+    const int rows = min(kRingThreads / quads, ring.rows.chunks);
+    return {t % quads, t / quads, rows,
+            t / quads < rows && s.tile_channel + t % quads * 4 < ring.rows.channels};
   }
 };
 

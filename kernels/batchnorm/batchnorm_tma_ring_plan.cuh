@@ -156,16 +156,14 @@ inline CUtensorMap make_ring_map(const BatchnormProblem& p, const RingTile& ring
                                  static_cast<uint32_t>(ring.stage_rows), 1, 1}});
 }
 
-// The layout, and the kernel that runs it.
+// The layout, the kernel that runs it, and where its blocks meet.
 template <class Kernel>
 struct RingLaunch {
   Kernel kernel;
   const char* name;
   RingTile ring;
+  BatchnormMeetingWords words;
 
-  size_t partial_bytes() const {
-    return 2 * sizeof(float) * static_cast<size_t>(ring.rows.chunks) * ring.rows.channels;
-  }
   template <class... Args>
   void operator()(Stream stream, const Args&... args) const {
     cudaLaunchAttribute cooperative = {};
@@ -197,7 +195,8 @@ RingLaunch<Kernel> make_ring_launch(const BatchnormProblem& p, const Device& dev
              name);
   const RingChoice choice =
       config.empty() ? ring_default(p, device, tensors) : parse_ring_choice(p, device, config);
-  return {kernel, name, make_ring_tile(p, device, tensors, choice)};
+  const RingTile ring = make_ring_tile(p, device, tensors, choice);
+  return {kernel, name, ring, BatchnormMeetingWords(ring.rows)};
 }
 
 }  // namespace kiln
