@@ -28,6 +28,9 @@ extern const Impl<Conv2dDgrad> conv2d_dgrad_direct = {
             return DirectBuffers{a.dy, a.w, nullptr, a.dx};
           });
         },
-    .preferred = direct_preferred};
+    .preferred =
+        [](const Conv2dProblem& p, const Device& device) {
+          return direct_preferred<true>(p.n * p.h * p.w, p.k, p.c, device);
+        }};
 
 }  // namespace kiln

@@ -12,6 +12,11 @@
 
 namespace kiln {
 
+double parity_launch_clocks(const Conv2dProblem& p, const Device& device) {
+  const ParityGather gather = parity_gather(p, device);
+  return choose_wgmma(parity_candidates(), gather, "").cost(gather);
+}
+
 extern const Impl<Conv2dDgrad> conv2d_dgrad_wgmma_parity = {
     .name = "wgmma_parity",
     .supports = parity_supports,

@@ -27,26 +27,14 @@ Support supports(const Conv2dProblem& p, const Device& device) {
   return gather ? pixel_supports(pixel_gather(p, device)) : gather;
 }
 
-// Of the taps of one axis's parity, over all positions of dx, the share that meets dy and not its padding.
-double met_share(int positions, int dy_positions, int taps, int stride, int pad) {
-  int all = 0, met = 0;
-  for (int at = 0; at < positions; ++at) {
-    for (int tap = (at + pad) % stride; tap < taps; tap += stride, ++all) {
-      const int source = at + pad - tap;
-      met += source >= 0 && source / stride < dy_positions;
-    }
-  }
-  return all ? 1.0 * met / all : 1.0;
-}
-
-// With a stride: where tiles are full, of images and of channels, and wgmma_parity would compute a third more
-// with padding, or does not take the problem; a 1x1 filter's work is mostly zeros to write.
+// With a stride: where tiles are full, of images and of channels, and wgmma_parity is thought to take longer
+// or does not take the problem; a 1x1 filter's work is mostly zeros to write.
 bool preferred(const Conv2dProblem& p, const Device& device) {
-  if (p.stride_h == 1 && p.stride_w == 1) return pixel_preferred(pixel_gather(p, device));
+  const WgmmaGather gather = pixel_gather(p, device);
+  if (p.stride_h == 1 && p.stride_w == 1) return pixel_preferred(gather);
   if (p.n < 128 || p.c % 128 || p.r * p.s == 1) return false;
-  const double met =
-      met_share(p.h, p.p(), p.r, p.stride_h, p.pad_h) * met_share(p.w, p.q(), p.s, p.stride_w, p.pad_w);
-  return met < 0.75 || !conv2d_dgrad_wgmma_parity.supports(p, device);
+  return !conv2d_dgrad_wgmma_parity.supports(p, device) ||
+         pixel_compared_clocks(gather) < parity_launch_clocks(p, device);
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ extern const Impl<Conv2dDgrad> conv2d_dgrad_pointwise = {
                   const Device& device) { return pointwise_configs<true>(wgmma_dgrad_gather(p, device)); },
     .preferred =
         [](const Conv2dProblem& p, const Device& device) {
-          return wgmma_dgrad_preferred(p, device) && pointwise_preferred(p, device);
+          return wgmma_dgrad_preferred(p, device) && pointwise_preferred<true>(wgmma_dgrad_gather(p, device));
         }};
 
 }  // namespace kiln

@@ -220,11 +220,17 @@ Support supports(const Conv2dProblem& p, const Device& device) {
                           "output channels must be 64, 96, 128 or 160");
 }
 
-// One wave that fills most of the device, and several column tiles, which read the same rows.
+// Several column tiles, which read the same rows, and either one wave of most of the device, with rows long
+// enough and columns enough to fill it with bytes under way, or so many that the last one is nearly full or
+// does not count.
 bool preferred(const Conv2dProblem& p, const Device& device) {
-  const long long blocks = blocks_of(shape_of(p));
-  return p.k == 160 && p.c >= 2 * kBN && blocks <= device.multiprocessors &&
-         4 * blocks >= 3 * device.multiprocessors;
+  const SlabShape g = shape_of(p);
+  const long long blocks = blocks_of(g), places = device.multiprocessors;
+  if (g.column_tiles < 2) return false;
+  if (blocks <= places) {
+    return p.k >= 96 && 20LL * g.columns >= 17LL * g.column_tiles * kBN && 5 * blocks >= 3 * places;
+  }
+  return 2 * blocks >= 7 * places && 10 * blocks >= 9 * places * ceil_div(blocks, places);
 }
 
 template <class Config>

@@ -233,10 +233,17 @@ inline Support direct_supports(const Conv2dProblem& p, const Device&) {
                           "channels must be at most 96, of x or of y at most 32");
 }
 
-// Where there are some turns for every warp, and lines enough in flight are what counts. Narrow tensors on
-// both sides are left to the others.
-inline bool direct_preferred(const Conv2dProblem& p, const Device& device) {
-  return std::max(p.c, p.k) > 64 && 1LL * p.n * p.h * p.w >= 1024LL * device.multiprocessors;
+// Where a warp has as many rows to multiply as words of the filter to wait for at its start (dgrad puts each
+// together from two), and two turns; as timed on an H100. Tensors of at most 16 channels on both sides, which
+// leave half of a lane's pieces empty, are left to the others.
+template <bool kDgrad>
+bool direct_preferred(int rows, int sources, int columns, const Device& device) {
+  if (std::max(sources, columns) <= 16) return false;
+  return with_direct_config<kDgrad>(sources, columns, [&]<class Config>(Config) {
+    constexpr int kLoads = (kDgrad ? 2 : 1) * Config::kTiles * Config::kWords;
+    const long long warps = 1LL * device.multiprocessors * Config::kBlocks * Config::kWarps;
+    return rows >= warps * std::max(kLoads, 2 * Config::kRows);
+  });
 }
 
 }  // namespace kiln

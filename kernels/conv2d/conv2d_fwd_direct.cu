@@ -19,6 +19,9 @@ extern const Impl<Conv2dFwd> conv2d_fwd_direct = {
             return DirectBuffers{a.x, a.w, a.bias, a.y};
           });
         },
-    .preferred = direct_preferred};
+    .preferred =
+        [](const Conv2dProblem& p, const Device& device) {
+          return direct_preferred<false>(p.n * p.h * p.w, p.c, p.k, device);
+        }};
 
 }  // namespace kiln

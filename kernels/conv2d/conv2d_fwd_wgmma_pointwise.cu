@@ -30,7 +30,8 @@ extern const Impl<Conv2dFwd> conv2d_fwd_pointwise = {
         },
     .configs = [](const Conv2dProblem& p,
                   const Device& device) { return pointwise_configs<false>(wgmma_fwd_gather(p, device)); },
-    .preferred = pointwise_preferred,
+    .preferred = [](const Conv2dProblem& p,
+                    const Device& device) { return pointwise_preferred<false>(wgmma_fwd_gather(p, device)); },
     .gains = [](const Conv2dProblem& p, const Device&) { return wgmma_sums_gain(p); }};
 
 }  // namespace kiln

@@ -269,9 +269,12 @@ inline Support pointwise_supports(const Conv2dProblem& p) {
                           "stride must be 1, padding 0");
 }
 
-// Where bytes cost more than products: FLOPs a byte are C*K / (C+K), and the H100's balance is about 230.
-inline bool pointwise_preferred(const Conv2dProblem& p, const Device&) {
-  return 1LL * p.c * p.k <= 150LL * (p.c + p.k);
+// Whether it is thought to beat the gathered product: where bytes cost more than products, and in short
+// launches, which it starts sooner.
+template <bool kDgrad>
+bool pointwise_preferred(const WgmmaGather& gather) {
+  return choose_wgmma(pointwise_candidates<kDgrad>(), gather, "").cost(gather) <
+         with_moments(gather, gathered_launch_clocks(gather, wgmma_least_cost(gather)));
 }
 
 }  // namespace kiln

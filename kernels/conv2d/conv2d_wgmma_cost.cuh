@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "kernels/common/grid.h"
@@ -117,6 +118,39 @@ inline double wgmma_least_cost(const WgmmaGather& gather) {
        wgmma_cost<WgmmaConfig<128, 128, 64, 6>>(gather), wgmma_cost<WgmmaConfig<256, 64, 64, 5>>(gather),
        wgmma_cost<WgmmaConfig<256, 32, 64, 5>>(gather), wgmma_cost<WgmmaConfig<256, 128, 32, 8>>(gather),
        wgmma_cost<WgmmaConfig<256, 64, 32, 8>>(gather), wgmma_cost<WgmmaConfig<256, 32, 32, 8>>(gather)});
+}
+
+// What y's moments from shared memory (conv2d_stats.cuh), which nothing hides, make of a time.
+inline double with_moments(const WgmmaGather& gather, double time) {
+  return gather.stats ? 1.25 * time : time;
+}
+
+// Bytes of device memory that a gathered product moves, each once; a filter of one tap passes over the
+// source's pixels between its strides. `line`: rows are moved as whole lines of so many bytes.
+inline double wgmma_bytes(const WgmmaGather& gather, int line = 2) {
+  const WgmmaShape& g = gather.shape;
+  const double source_rows =
+      std::min(1.0 * gather.src.n * gather.src.h * gather.src.w, 1.0 * g.rows * g.r * g.s);
+  return source_rows * ceil_div(2 * g.src_c, line) * line +
+         1.0 * g.rows * ceil_div(2 * g.columns, line) * line;
+}
+
+// Clocks from start to end of a launch, by which implementations are compared, in the measure of
+// pointwise_cost: the start, and the work of the busiest block and the time of device memory (1500 bytes a
+// clock), which hide some of each other. This and what uses it are fitted to an H100's times of the 1x1 and
+// 3x3 products of networks at batches of 128, 512 and 2000.
+inline double launch_clocks(double start, double work, double bytes) {
+  return start + std::hypot(work, bytes / 1500);
+}
+
+// The same of the strided dgrad by classes of pixels, in conv2d_dgrad_wgmma_parity.cu.
+double parity_launch_clocks(const Conv2dProblem& p, const Device& device);
+
+// The same of a gathered product, of what wgmma_cost or a cost in its measure says, whose clocks are shorter:
+// most of all with one tap, whose short tiles overlap.
+inline double gathered_launch_clocks(const WgmmaGather& gather, double cost) {
+  const double clocks = gather.shape.r * gather.shape.s == 1 ? 0.77 : 0.92;
+  return launch_clocks(2400, clocks * cost, wgmma_bytes(gather));
 }
 
 }  // namespace kiln

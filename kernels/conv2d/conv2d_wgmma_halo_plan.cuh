@@ -115,11 +115,14 @@ inline bool halo_serves(const WgmmaShape& g) {
   return halo_layout<HaloNarrow>(g).fits || halo_layout<HaloWide>(g).fits;
 }
 
+inline double halo_least_cost(const WgmmaGather& gather) {
+  return std::min({halo_cost<HaloNarrow>(gather), halo_cost<HaloTall>(gather), halo_cost<HaloWide>(gather)});
+}
+
 // Where the halo serves, the sweep is taken unasked only if it is thought to be a quarter faster.
 inline bool sweep_instead(const WgmmaGather& gather) {
   if (!halo_serves(gather.shape)) return true;
-  return 1.25 * SweepTiles::cost(gather) <
-         std::min({halo_cost<HaloNarrow>(gather), halo_cost<HaloTall>(gather), halo_cost<HaloWide>(gather)});
+  return 1.25 * SweepTiles::cost(gather) < halo_least_cost(gather);
 }
 
 template <bool kDgrad>
@@ -178,19 +181,23 @@ inline Support halo_supports(const WgmmaGather& gather) {
                           "the pixels of a tile and those that the filter adds must fit in shared memory");
 }
 
+// The sweep's cost in the measure of the gathered product's: one slice of 32 channels is two products a tap,
+// too short to hide what lies between taps, and takes twice as long on an H100. Fewer channels leave the
+// slice part empty, which slows the gathered product's copies as much.
+inline double sweep_compared_cost(const WgmmaGather& gather) {
+  return (gather.shape.src_c == 32 ? 2.04 : 1) * SweepTiles::cost(gather);
+}
+
 // Whether it is thought to beat the product that gathers its source for every tap; never where the sweep
 // multiplies half as many rows again as there are pixels, nor for many output channels, of which the gathered
 // product makes wider tiles.
 inline bool halo_preferred(const WgmmaGather& gather) {
-  if (halo_serves(gather.shape)) return true;
+  const double gathered = wgmma_least_cost(gather);
+  if (!sweep_instead(gather)) return halo_least_cost(gather) <= with_moments(gather, gathered);
+  if (halo_serves(gather.shape)) return sweep_compared_cost(gather) <= gathered;
   if (gather.shape.columns > 192) return false;
   if (2.0 * sweep_rows(gather) > 3.0 * gather.shape.rows) return false;
-  const double gathered = std::min(
-      {wgmma_cost<WgmmaConfig<128, 256, 64, 4>>(gather), wgmma_cost<WgmmaConfig<256, 128, 64, 4>>(gather),
-       wgmma_cost<WgmmaConfig<128, 128, 64, 6>>(gather), wgmma_cost<WgmmaConfig<256, 64, 64, 5>>(gather),
-       wgmma_cost<WgmmaConfig<256, 32, 64, 5>>(gather), wgmma_cost<WgmmaConfig<256, 128, 32, 8>>(gather),
-       wgmma_cost<WgmmaConfig<256, 64, 32, 8>>(gather), wgmma_cost<WgmmaConfig<256, 32, 32, 8>>(gather)});
-  return SweepTiles::cost(gather) < gathered;
+  return sweep_compared_cost(gather) < gathered;
 }
 
 }  // namespace kiln

@@ -139,12 +139,23 @@ bool pixel_lacks(const WgmmaGather& gather) {
   return gather.stats ? !(gather.sums && Config::kStats) : gather.fused && !kPixelFuses<Config>;
 }
 
+// What tiles are chosen by, and the clocks of their busiest block.
+struct PixelCost {
+  double cost, clocks;
+};
+
 // Tiles half empty of images are left to other kernels.
 template <class Config>
-double pixel_cost(const WgmmaGather& gather) {
+PixelCost pixel_cost_and_clocks(const WgmmaGather& gather) {
+  constexpr double kNever = std::numeric_limits<double>::infinity();
   const PixelPlan plan = pixel_plan<Config>(gather);
-  if (!plan.fits || pixel_lacks<Config>(gather)) return std::numeric_limits<double>::infinity();
-  return pixel_launch_clocks(gather, plan.clocks);
+  if (!plan.fits || pixel_lacks<Config>(gather)) return {kNever, kNever};
+  return {pixel_launch_clocks(gather, plan.clocks), plan.clocks};
+}
+
+template <class Config>
+double pixel_cost(const WgmmaGather& gather) {
+  return pixel_cost_and_clocks<Config>(gather).cost;
 }
 
 template <class Config, bool kDgrad>
@@ -226,8 +237,9 @@ struct PixelList {
     static const std::vector<WgmmaCandidate> all = {pixel_candidate<Configs, kDgrad>()...};
     return all;
   }
-  static double cost(const WgmmaGather& gather) {  // the least
-    return std::min({pixel_cost<Configs>(gather)...});
+  static PixelCost least(const WgmmaGather& gather) {
+    return std::min({pixel_cost_and_clocks<Configs>(gather)...},
+                    [](const PixelCost& a, const PixelCost& b) { return a.cost < b.cost; });
   }
 };
 
@@ -237,24 +249,28 @@ using PixelTiles = PixelList<PixelConfig<128, 256, 3, false>, PixelConfig<128, 2
 
 // Beyond the rules of the gathered product.
 inline Support pixel_supports(const WgmmaGather& gather) {
-  return Support::require(std::isfinite(PixelTiles::cost(gather)), "too many tiles");
+  return Support::require(std::isfinite(PixelTiles::least(gather).cost), "too many tiles");
+}
+
+// launch_clocks of the tiles that are chosen. The lists of tiles lie in its start; rows of a tile are far
+// apart in memory, which moves whole lines for them.
+inline double pixel_compared_clocks(const WgmmaGather& gather) {
+  return launch_clocks(3100, 0.95 * PixelTiles::least(gather).clocks, wgmma_bytes(gather, 128));
 }
 
 // Whether it is thought to beat the product that gathers its source for every tap, and the one whose taps
-// share copies of it.
+// share copies of it. One tap never lies on padding: then only where tiles are full of images.
 inline bool pixel_preferred(const WgmmaGather& gather) {
   const WgmmaShape& g = gather.shape;
-  if (g.r * g.s == 1) return false;
-  double other = wgmma_least_cost(gather);
-  if (g.stride_h == 1 && g.stride_w == 1) {
-    other = std::min(other, SweepTiles::cost(gather));
-    if (halo_serves(g)) {
-      other = std::min(
-          {other, halo_cost<HaloNarrow>(gather), halo_cost<HaloTall>(gather), halo_cost<HaloWide>(gather)});
-    }
+  if (g.r * g.s == 1 && gather.src.n < 128) return false;
+  double gathered = wgmma_least_cost(gather), shared = std::numeric_limits<double>::infinity();
+  if (g.stride_h == 1 && g.stride_w == 1 && g.r * g.s > 1) {
+    gathered = std::min(gathered, sweep_compared_cost(gather));
+    if (halo_serves(g)) shared = halo_least_cost(gather);
   }
-  constexpr double kLists = 750;  // clocks that the lists of tiles cost at the start
-  return PixelTiles::cost(gather) + kLists < pixel_launch_clocks(gather, other);
+  return pixel_compared_clocks(gather) <
+         std::min(with_moments(gather, gathered_launch_clocks(gather, gathered)),
+                  gathered_launch_clocks(gather, shared));
 }
 
 }  // namespace kiln
