@@ -21,7 +21,7 @@ def end_of(problem):
 
 
 def targets(times, ceilings, copies):
-    """A line a target: (op and pass, end, peer, wanted, reached, (lowest, its problem), share wanted, share, share of a copy)."""
+    """A line a target: (op and pass, end, peer, shapes, wanted, reached, lowest, its problem, share wanted, share, share of a copy)."""
     for op_pass, end, peer, wanted, share_wanted in TARGETS:
         ratios, shares, of_copy = {}, [], []
         for (name, problem, dtype), row in times.items():
