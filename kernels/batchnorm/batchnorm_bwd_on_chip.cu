@@ -11,6 +11,7 @@
 // Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
 #include <type_traits>
 
+#include "kernels/batchnorm/batchnorm_bwd_pairs.cuh"
 #include "kernels/batchnorm/batchnorm_gate.cuh"
 #include "kernels/batchnorm/batchnorm_on_chip.cuh"
 
@@ -92,12 +93,6 @@ struct Rows {
       }
     }
   }
-};
-
-// sum g and sum g * d of V channels.
-template <int V>
-struct Sums {
-  float g[V], gd[V];
 };
 
 // Adds up the sums of threads `lanes` apart, `rows` of them, into the one with row 0.
@@ -197,16 +192,7 @@ __device__ __forceinline__ void merge_chunks(const BatchnormMeeting& meeting,
                                              float* scratch, float (&mean_g)[V], float (&slope)[V]) {
   const OnChipMerge m = OnChipMerge::of<V, kThreads>(tile, s);
   Sums<4> sums = {};
-  const auto add = [&](int, const float4& g, const float4& gd) {
-    sums.g[0] += g.x;
-    sums.g[1] += g.y;
-    sums.g[2] += g.z;
-    sums.g[3] += g.w;
-    sums.gd[0] += gd.x;
-    sums.gd[1] += gd.y;
-    sums.gd[2] += gd.z;
-    sums.gd[3] += gd.w;
-  };
+  const auto add = [&](int, const float4& g, const float4& gd) { add_chunk(sums, g, gd); };
   if (m.owns) meeting.each_chunk<kBatch>(m.row, m.rows, 4 * m.quad, add);
   add_tree(sums, scratch, m.quads, m.rows, m.row);
   float* s_mean = scratch + 8 * kSlots;  // behind the tree

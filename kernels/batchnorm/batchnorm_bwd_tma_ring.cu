@@ -10,6 +10,7 @@
 // chunk 0 write dgamma and dbeta. (3) dx, from the last stage to the first. No workspace: the plan owns where
 // chunks meet. Needs compute capability 9.0, C a multiple of 16 bytes (with a mask also of 8), 16-byte
 // aligned tensors. Deterministic. Mirrors cpu_reference/batchnorm_naive.cpp.
+#include "kernels/batchnorm/batchnorm_bwd_pairs.cuh"
 #include "kernels/batchnorm/batchnorm_gate.cuh"
 #include "kernels/batchnorm/batchnorm_tma_ring_plan.cuh"
 
@@ -19,12 +20,6 @@ namespace {
 constexpr const char* kName = "batchnorm_bwd_tma_ring_kernel";
 constexpr int kRows = 2;  // of a thread in a stage
 constexpr int kPart = kRingSlotBytes / 2;
-
-// sum g and sum g * d of V channels.
-template <int V>
-struct Sums {
-  float g[V], gd[V];
-};
 
 // A stage's rows in shared memory, from this thread's first.
 template <class T, int V>
@@ -149,16 +144,7 @@ __device__ __forceinline__ Sums<1> merge_chunks(const BatchnormMeeting& meeting,
   const int t = static_cast<int>(threadIdx.x);
   const RingMerge own = RingMerge::of(ring, s, channels);
   Sums<4> sums = {};
-  const auto add = [&](int, const float4& g, const float4& gd) {
-    sums.g[0] += g.x;
-    sums.g[1] += g.y;
-    sums.g[2] += g.z;
-    sums.g[3] += g.w;
-    sums.gd[0] += gd.x;
-    sums.gd[1] += gd.y;
-    sums.gd[2] += gd.z;
-    sums.gd[3] += gd.w;
-  };
+  const auto add = [&](int, const float4& g, const float4& gd) { add_chunk(sums, g, gd); };
   if (own.owns) meeting.each_chunk<kRingBatch>(own.row, own.rows, 4 * own.quad, add);
   if (own.row < own.rows) {
     store_channels(sums.g, shared.first + own.row * channels + 4 * own.quad);

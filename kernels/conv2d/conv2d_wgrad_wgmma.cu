@@ -105,18 +105,12 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& problem, WgradMode mode, c
         float* dw = static_cast<float*>(a.dw);
         float* partial = static_cast<float*>(workspace);
         return Bound([=](Stream stream) {
-          cudaLaunchAttribute cluster = {};
-          cluster.id = cudaLaunchAttributeClusterDimension;
-          cluster.val.clusterDim.x = g.pair;
-          cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-          cudaLaunchConfig_t launch = {};
-          launch.gridDim = dim3(blocks);
-          launch.blockDim = dim3(Config::kThreads);
-          launch.dynamicSmemBytes = Config::kSmemBytes;
-          launch.stream = cuda_stream(stream);
-          launch.attrs = &cluster;
-          launch.numAttrs = g.pair > 1 ? 1 : 0;
-          check_cuda(cudaLaunchKernelEx(&launch, kernel, dy, x, partial, dw, g), "conv2d_wgrad_wgmma_kernel");
+          launch_kernel(kernel, "conv2d_wgrad_wgmma_kernel",
+                        {.grid = static_cast<unsigned>(blocks),
+                         .threads = Config::kThreads,
+                         .shared_bytes = Config::kSmemBytes,
+                         .cluster = g.pair},
+                        stream, dy, x, partial, dw, g);
           if (parts > 1 && alike) sum_splits(partial, parts, outputs, dw, stream);
           if (parts > 1 && !alike) sum_ranges(partial, parts, ranges, outputs, dw, stream);
           if (a.dbias) {
