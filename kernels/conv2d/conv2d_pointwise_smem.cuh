@@ -150,9 +150,7 @@ __device__ __forceinline__ void stage_rows(const float (&acc)[Config::kBN / 2], 
     if ((kDgrad || kFused) && adds) __syncwarp();  // old values are read before their place is written
     const uint32_t to = staging + staged_chunk(warp_row + lane % 16, j + (both ? lane / 16 : 0), g);
     if (both) {
-      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to),
-                   "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
-                   : "memory");
+      stmatrix_x4(to, pairs);
     } else {
       asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};\n" ::"r"(to), "r"(pairs[0]),
                    "r"(pairs[1])

@@ -108,10 +108,7 @@ __device__ __forceinline__ void stage_pixels(const float* acc, uint32_t staging,
       pairs[i] = *reinterpret_cast<const uint32_t*>(&pair);
     }
     if ((kDgrad || kFused) && adds) __syncwarp();  // old values are read before their place is written
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(
-                     place(row + lane % 16, j + lane / 16)),
-                 "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
-                 : "memory");
+    stmatrix_x4(place(row + lane % 16, j + lane / 16), pairs);
   }
 }
 
