@@ -18,7 +18,7 @@
 #include "kernels/batchnorm/batchnorm_meeting.cuh"
 #include "kernels/batchnorm/batchnorm_stream.cuh"
 #include "kernels/batchnorm/batchnorm_tile.cuh"
-#include "kernels/common/check.h"
+#include "kernels/common/launch.h"
 
 namespace kiln {
 
@@ -184,17 +184,12 @@ void allow_on_chip(void (*kernel)(Params...), const Device& device, const char* 
 template <class... Params, class... Args>
 void launch_on_chip(void (*kernel)(Params...), const char* name, const BatchnormTile& tile, int threads,
                     int smem_bytes, Stream stream, const Args&... args) {
-  cudaLaunchAttribute cooperative = {};
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
-  cudaLaunchConfig_t launch = {};
-  launch.gridDim = dim3(tile.blocks());
-  launch.blockDim = dim3(static_cast<unsigned>(threads));
-  launch.dynamicSmemBytes = static_cast<size_t>(smem_bytes);
-  launch.stream = cuda_stream(stream);
-  launch.attrs = &cooperative;
-  launch.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&launch, kernel, static_cast<Params>(args)...), name);
+  launch_kernel(kernel, name,
+                {.grid = tile.blocks(),
+                 .threads = threads,
+                 .shared_bytes = static_cast<size_t>(smem_bytes),
+                 .cooperative = true},
+                stream, args...);
 }
 
 }  // namespace kiln

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/batchnorm/batchnorm_tma_ring.cuh"
+#include "kernels/common/launch.h"
 
 namespace kiln {
 
@@ -166,23 +167,13 @@ struct RingLaunch {
 
   template <class... Args>
   void operator()(Stream stream, const Args&... args) const {
-    cudaLaunchAttribute cooperative = {};
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
-    cudaLaunchConfig_t launch = {};
-    launch.gridDim = dim3(static_cast<unsigned>(ring.rows.chunks), static_cast<unsigned>(ring.rows.tiles));
-    launch.blockDim = dim3(kRingBlock);
-    launch.dynamicSmemBytes = static_cast<size_t>(ring_smem_bytes(ring));
-    launch.stream = cuda_stream(stream);
-    launch.attrs = &cooperative;
-    launch.numAttrs = 1;
-    enqueue(kernel, launch, args...);
-  }
-
- private:
-  template <class... Params, class... Args>
-  void enqueue(void (*function)(Params...), const cudaLaunchConfig_t& launch, const Args&... args) const {
-    check_cuda(cudaLaunchKernelEx(&launch, function, static_cast<Params>(args)...), name);
+    launch_kernel(
+        kernel, name,
+        {.grid = dim3(static_cast<unsigned>(ring.rows.chunks), static_cast<unsigned>(ring.rows.tiles)),
+         .threads = kRingBlock,
+         .shared_bytes = static_cast<size_t>(ring_smem_bytes(ring)),
+         .cooperative = true},
+        stream, args...);
   }
 };
 

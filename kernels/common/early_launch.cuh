@@ -4,7 +4,7 @@
 // long as every block waits before it reads or writes what another launch may touch.
 #pragma once
 
-#include "kernels/common/check.h"
+#include "kernels/common/launch.h"
 
 namespace kiln {
 
@@ -21,14 +21,6 @@ __device__ __forceinline__ void wait_for_last() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
-}
-
-// The attribute of a launch of a kernel in which every block waits.
-inline cudaLaunchAttribute early_launch() {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  return attribute;
 }
 
 // Whether the code that this device runs has the wait: made from older PTX it has none, and must not start

@@ -95,17 +95,12 @@ Bound with_column_merge(const Bound& product, const ColumnPartials& partials, co
                         const WgmmaBuffers& buffers) {
   return Bound([=, columns = gather.shape.columns, share = 1.0 / gather.shape.rows](Stream stream) {
     product.launch(stream);
-    cudaLaunchAttribute attribute = early_launch();
-    cudaLaunchConfig_t launch = {};
-    launch.gridDim = dim3(ceil_div(columns, kMergeColumns));
-    launch.blockDim = dim3(kMergeThreads);
-    launch.stream = cuda_stream(stream);
-    launch.attrs = &attribute;
-    launch.numAttrs = 1;
-    check_cuda(cudaLaunchKernelEx(&launch, conv2d_column_merge_kernel<Config::kBN>, partials,
-                                  static_cast<float*>(buffers.mean), static_cast<float*>(buffers.var),
-                                  columns, share),
-               "conv2d_column_merge_kernel");
+    launch_kernel(conv2d_column_merge_kernel<Config::kBN>, "conv2d_column_merge_kernel",
+                  {.grid = static_cast<unsigned>(ceil_div(columns, kMergeColumns)),
+                   .threads = kMergeThreads,
+                   .early = true},
+                  stream, partials, static_cast<float*>(buffers.mean), static_cast<float*>(buffers.var),
+                  columns, share);
   });
 }
 

@@ -241,17 +241,12 @@ Plan<Conv2dDgrad::Args> plan_for(const Conv2dProblem& p) {
   return Plan<Conv2dDgrad::Args>(0, [kernel, g = shape_of(p)](const Conv2dDgrad::Args& args, void*) {
     require_aligned_args(&args, sizeof args);
     return Bound([kernel, g, args, filter = filter_map<Config>(g, args.w)](Stream stream) {
-      cudaLaunchAttribute attribute = early_launch();
-      cudaLaunchConfig_t launch = {};
-      launch.gridDim = dim3(static_cast<unsigned>(blocks_of(g)));
-      launch.blockDim = dim3(kThreads);
-      launch.dynamicSmemBytes = Config::kSmemBytes;
-      launch.stream = cuda_stream(stream);
-      launch.attrs = &attribute;
-      launch.numAttrs = 1;
-      check_cuda(cudaLaunchKernelEx(&launch, kernel, static_cast<const bf16*>(args.dy), filter,
-                                    static_cast<bf16*>(args.dx), g),
-                 "conv2d_dgrad_slab_wgmma_kernel");
+      launch_kernel(kernel, "conv2d_dgrad_slab_wgmma_kernel",
+                    {.grid = static_cast<unsigned>(blocks_of(g)),
+                     .threads = kThreads,
+                     .shared_bytes = Config::kSmemBytes,
+                     .early = true},
+                    stream, static_cast<const bf16*>(args.dy), filter, static_cast<bf16*>(args.dx), g);
     });
   });
 }

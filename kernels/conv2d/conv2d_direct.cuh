@@ -205,17 +205,10 @@ Plan<Args> direct_plan(const DirectShape& g, bool bias, const Device& device, Bu
     const bool early = waits_for_last(kernel, "conv2d_direct_kernel");
     return make_plan<Args>(0, [=](const Args& args, void*, Stream stream) {
       const DirectBuffers b = buffers(args);
-      cudaLaunchAttribute attribute = early_launch();
-      cudaLaunchConfig_t launch = {};
-      launch.gridDim = dim3(blocks);
-      launch.blockDim = dim3(Config::kThreads);
-      launch.stream = cuda_stream(stream);
-      launch.attrs = &attribute;
-      launch.numAttrs = early ? 1 : 0;
-      check_cuda(cudaLaunchKernelEx(&launch, kernel, static_cast<const bf16*>(b.src),
-                                    static_cast<const bf16*>(b.filter), static_cast<const float*>(b.bias),
-                                    static_cast<bf16*>(b.out), g),
-                 "conv2d_direct_kernel");
+      launch_kernel(kernel, "conv2d_direct_kernel",
+                    {.grid = static_cast<unsigned>(blocks), .threads = Config::kThreads, .early = early},
+                    stream, static_cast<const bf16*>(b.src), static_cast<const bf16*>(b.filter),
+                    static_cast<const float*>(b.bias), static_cast<bf16*>(b.out), g);
     });
   });
 }

@@ -158,20 +158,13 @@ Bound pointwise_bind(const WgmmaGather& gather, const WgmmaBuffers& buffers) {
   const CUtensorMap out = pointwise_out_map<Config>(layout.shape, gather.shape.rows, buffers.out);
   const auto bound = [&]<class Tiles = Config, bool kFused>(const StagedEpilogue<kFused>& fused) {
     return Bound([=](Stream stream) {
-      cudaLaunchAttribute attributes[] = {early_launch(), {}};
-      attributes[1].id = cudaLaunchAttributeClusterDimension;
-      attributes[1].val.clusterDim.x = layout.shape.splits;
-      attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-      cudaLaunchConfig_t launch = {};
-      launch.gridDim = dim3(layout.blocks);
-      launch.blockDim = dim3(Config::kThreads);
-      launch.dynamicSmemBytes = layout.smem_bytes;
-      launch.stream = cuda_stream(stream);
-      launch.attrs = attributes;
-      launch.numAttrs = layout.shape.splits > 1 ? 2 : 1;
-      check_cuda(cudaLaunchKernelEx(&launch, conv2d_pointwise_kernel<Tiles, kDgrad, kFused>, src, filter, out,
-                                    static_cast<const float*>(buffers.bias), fused, layout.shape),
-                 "conv2d_pointwise_kernel");
+      launch_kernel(conv2d_pointwise_kernel<Tiles, kDgrad, kFused>, "conv2d_pointwise_kernel",
+                    {.grid = static_cast<unsigned>(layout.blocks),
+                     .threads = Config::kThreads,
+                     .shared_bytes = static_cast<size_t>(layout.smem_bytes),
+                     .cluster = layout.shape.splits,
+                     .early = true},
+                    stream, src, filter, out, static_cast<const float*>(buffers.bias), fused, layout.shape);
     });
   };
   StagedEpilogue<false> plain = {};

@@ -73,14 +73,11 @@ template <int V, bool kShared, class Ranges>
 void launch_sum_splits(const float* partial, const Ranges& ranges, int elements, float* out, Stream stream) {
   const auto kernel = sum_splits_kernel<V, kShared, Ranges>;
   static const bool early = waits_for_last(kernel, "sum_splits_kernel");
-  cudaLaunchAttribute attribute = early_launch();
-  cudaLaunchConfig_t launch = {};
-  launch.gridDim = dim3(static_cast<unsigned>(ceil_div(elements, V * 32 * (kShared ? 1 : kSumWarps))));
-  launch.blockDim = dim3(32 * kSumWarps);
-  launch.stream = cuda_stream(stream);
-  launch.attrs = &attribute;
-  launch.numAttrs = early ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&launch, kernel, partial, ranges, elements, out), "sum_splits_kernel");
+  launch_kernel(kernel, "sum_splits_kernel",
+                {.grid = static_cast<unsigned>(ceil_div(elements, V * 32 * (kShared ? 1 : kSumWarps))),
+                 .threads = 32 * kSumWarps,
+                 .early = early},
+                stream, partial, ranges, elements, out);
 }
 
 // Behind the launch that writes `partial`. `splits`: the most ranges of an element. Where `elements` is a

@@ -65,21 +65,26 @@ struct WgmmaGather {
   int parity_h = 1, parity_w = 1;  // dgrad by pixels: the convolution's strides
 };
 
+// x as wgmma's fwd and wgrad gather it, without its base and load size.
+inline Im2colMap wgmma_im2col(const Conv2dProblem& p) {
+  return {.base = nullptr,
+          .c = p.c,
+          .w = p.w,
+          .h = p.h,
+          .n = p.n,
+          .channel_stride = p.x_channels(),
+          .lower_w = -p.pad_w,
+          .lower_h = -p.pad_h,
+          .upper_w = p.pad_w - (p.s - 1),
+          .upper_h = p.pad_h - (p.r - 1),
+          .stride_w = p.stride_w,
+          .stride_h = p.stride_h,
+          .channels = 0,
+          .pixels = 0};
+}
+
 inline WgmmaGather wgmma_fwd_gather(const Conv2dProblem& p, const Device& device) {
-  return {.src = {.base = nullptr,
-                  .c = p.c,
-                  .w = p.w,
-                  .h = p.h,
-                  .n = p.n,
-                  .channel_stride = p.x_channels(),
-                  .lower_w = -p.pad_w,
-                  .lower_h = -p.pad_h,
-                  .upper_w = p.pad_w - (p.s - 1),
-                  .upper_h = p.pad_h - (p.r - 1),
-                  .stride_w = p.stride_w,
-                  .stride_h = p.stride_h,
-                  .channels = 0,
-                  .pixels = 0},
+  return {.src = wgmma_im2col(p),
           .shape = {.rows = p.n * p.p() * p.q(),
                     .out_h = p.p(),
                     .out_w = p.q(),

@@ -11,6 +11,7 @@
 
 #include "kernels/common/check.h"
 #include "kernels/common/counters.h"
+#include "kernels/common/launch.h"
 #include "kernels/conv2d/conv2d_wgmma_cost.cuh"
 
 namespace kiln {
@@ -41,20 +42,13 @@ Bound wgmma_bound(void (*kernel)(CUtensorMap, CUtensorMap, const float*, bf16*, 
                   const CUtensorMap& src, const CUtensorMap& filter, const WgmmaBuffers& buffers,
                   const Shape& shape, unsigned blocks) {
   return Bound([=](Stream stream) {
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = Config::kCluster;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t launch = {};
-    launch.gridDim = dim3(blocks);
-    launch.blockDim = dim3(Config::kThreads);
-    launch.dynamicSmemBytes = Config::kSmemBytes;
-    launch.stream = cuda_stream(stream);
-    launch.attrs = &cluster;
-    launch.numAttrs = Config::kCluster > 1 ? 1 : 0;
-    check_cuda(cudaLaunchKernelEx(&launch, kernel, src, filter, static_cast<const float*>(buffers.bias),
-                                  static_cast<bf16*>(buffers.out), shape),
-               "conv2d wgmma kernel");
+    launch_kernel(kernel, "conv2d wgmma kernel",
+                  {.grid = blocks,
+                   .threads = Config::kThreads,
+                   .shared_bytes = Config::kSmemBytes,
+                   .cluster = Config::kCluster},
+                  stream, src, filter, static_cast<const float*>(buffers.bias),
+                  static_cast<bf16*>(buffers.out), shape);
   });
 }
 

@@ -20,20 +20,10 @@
 #include "kernels/conv2d/conv2d.h"
 #include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_split_sum.cuh"
+#include "kernels/conv2d/conv2d_wgmma_gather.cuh"
 
 namespace kiln {
 namespace {
-
-Support supports(const Conv2dProblem& p, const Device& device) {
-  if (const Support plain = conv2d_takes_no_epilogue(p); !plain) return plain;
-  if (device.sm != 90) return Support::no("wgmma needs compute capability 9.0");
-  if (p.dtype != DType::kBF16) return Support::no("dtype must be bf16");
-  if (p.c % 8 || p.x_channels() % 8)
-    return Support::no("input channels and their stride must be multiples of 8");
-  if (p.k % 8) return Support::no("output channels must be a multiple of 8");
-  if (p.r > 127 || p.s > 127) return Support::no("filter sides must be at most 127 (im2col corners)");
-  return Support::require(p.stride_h <= 8 && p.stride_w <= 8, "strides must be at most 8 (im2col steps)");
-}
 
 template <class Config>
 double cost_of(const Conv2dProblem& p, WgradMode mode, const Device& device) {
@@ -41,20 +31,11 @@ double cost_of(const Conv2dProblem& p, WgradMode mode, const Device& device) {
 }
 
 Im2colMap im2col_map(const Conv2dProblem& p, const void* x, int channels, int pixels) {
-  return {.base = x,
-          .c = p.c,
-          .w = p.w,
-          .h = p.h,
-          .n = p.n,
-          .channel_stride = p.x_channels(),
-          .lower_w = -p.pad_w,
-          .lower_h = -p.pad_h,
-          .upper_w = p.pad_w - (p.s - 1),
-          .upper_h = p.pad_h - (p.r - 1),
-          .stride_w = p.stride_w,
-          .stride_h = p.stride_h,
-          .channels = channels,
-          .pixels = pixels};
+  Im2colMap map = wgmma_im2col(p);
+  map.base = x;
+  map.channels = channels;
+  map.pixels = pixels;
+  return map;
 }
 
 // [n][h][w][c] with `pixel` elements from one pixel to the next; boxes of one position in `rows` images.
@@ -105,18 +86,12 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& problem, WgradMode mode, c
         float* dw = static_cast<float*>(a.dw);
         float* partial = static_cast<float*>(workspace);
         return Bound([=](Stream stream) {
-          cudaLaunchAttribute cluster = {};
-          cluster.id = cudaLaunchAttributeClusterDimension;
-          cluster.val.clusterDim.x = g.pair;
-          cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-          cudaLaunchConfig_t launch = {};
-          launch.gridDim = dim3(blocks);
-          launch.blockDim = dim3(Config::kThreads);
-          launch.dynamicSmemBytes = Config::kSmemBytes;
-          launch.stream = cuda_stream(stream);
-          launch.attrs = &cluster;
-          launch.numAttrs = g.pair > 1 ? 1 : 0;
-          check_cuda(cudaLaunchKernelEx(&launch, kernel, dy, x, partial, dw, g), "conv2d_wgrad_wgmma_kernel");
+          launch_kernel(kernel, "conv2d_wgrad_wgmma_kernel",
+                        {.grid = static_cast<unsigned>(blocks),
+                         .threads = Config::kThreads,
+                         .shared_bytes = Config::kSmemBytes,
+                         .cluster = g.pair},
+                        stream, dy, x, partial, dw, g);
           if (parts > 1 && alike) sum_splits(partial, parts, outputs, dw, stream);
           if (parts > 1 && !alike) sum_ranges(partial, parts, ranges, outputs, dw, stream);
           if (a.dbias) {
@@ -197,7 +172,7 @@ std::vector<std::string> trials(const Conv2dProblem& p, const Device& device) {
 
 extern const Impl<Conv2dWgrad> conv2d_wgrad_wgmma = {
     .name = "wgmma",
-    .supports = supports,
+    .supports = wgmma_gather_supports,
     .plan =
         [](const Conv2dProblem& p, const Device& device, std::string_view config) {
           const Candidate* chosen = config.empty() ? &best_candidate(p, device) : nullptr;

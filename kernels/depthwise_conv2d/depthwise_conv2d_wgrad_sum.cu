@@ -7,6 +7,7 @@
 
 #include "kernels/common/check.h"
 #include "kernels/common/counters.h"
+#include "kernels/common/early_launch.cuh"
 #include "kernels/common/grid.h"
 
 namespace kiln {
@@ -21,10 +22,7 @@ __global__ __launch_bounds__(32 * kSumWarps) void depthwise_conv2d_wgrad_sum_ker
     float* __restrict__ dw,       // [filter]: the first elements
     float* __restrict__ dbias) {  // [elements - filter], null where that is 0
   __shared__ float sums[kSumWarps][32];
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::
-                   : "memory");  // the parts are written; nothing to wait for otherwise
-#endif
+  wait_for_last();  // the parts are written; nothing to wait for otherwise
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = blockIdx.x * 32 + lane;
   const int end = i < g.elements ? g.parts * (warp + 1) / kSumWarps : 0;
   float sum = 0;
@@ -63,33 +61,14 @@ std::shared_ptr<const DeviceBuffer> depthwise_wgrad_counters(const DepthwiseWgra
   return depthwise_wgrad_last_block_sums(g) ? zeroed_counters(g.slices) : nullptr;
 }
 
-namespace {
-// Whether the kernel that this device runs has the wait: made from older PTX it has none, and must not start
-// early.
-bool sum_kernel_waits() {
-  static const bool waits = [] {
-    cudaFuncAttributes attributes = {};
-    check_cuda(cudaFuncGetAttributes(&attributes, depthwise_conv2d_wgrad_sum_kernel),
-               "depthwise_conv2d_wgrad_sum_kernel");
-    return attributes.ptxVersion >= 90;
-  }();
-  return waits;
-}
-}  // namespace
-
 void launch_depthwise_wgrad_sum_early(const DepthwiseWgradSum& g, const float* partial, float* dw,
                                       float* dbias, Stream stream) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t launch = {};
-  launch.gridDim = dim3(static_cast<unsigned>(ceil_div(g.elements, 32)));
-  launch.blockDim = dim3(32 * kSumWarps);
-  launch.stream = cuda_stream(stream);
-  launch.attrs = &early;
-  launch.numAttrs = sum_kernel_waits() ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&launch, depthwise_conv2d_wgrad_sum_kernel, partial, g, dw, dbias),
-             "depthwise_conv2d_wgrad_sum_kernel");
+  const auto kernel = depthwise_conv2d_wgrad_sum_kernel;
+  static const bool early = waits_for_last(kernel, "depthwise_conv2d_wgrad_sum_kernel");
+  launch_kernel(
+      kernel, "depthwise_conv2d_wgrad_sum_kernel",
+      {.grid = static_cast<unsigned>(ceil_div(g.elements, 32)), .threads = 32 * kSumWarps, .early = early},
+      stream, partial, g, dw, dbias);
 }
 
 }  // namespace kiln

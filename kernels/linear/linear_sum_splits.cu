@@ -52,16 +52,9 @@ void launch(const float* partial, const LinearSplit& split, const float* bias, v
   const long long threads = 1LL * split.rows * split.columns / V + (row_sums ? split.rows : 0);
   const auto kernel = linear_sum_splits_kernel<V, Out>;
   static const bool early = waits_for_last(kernel, "linear_sum_splits_kernel");
-  cudaLaunchAttribute attribute = early_launch();
-  cudaLaunchConfig_t launch = {};
-  launch.gridDim = dim3(grid_for(threads, kThreads));
-  launch.blockDim = dim3(kThreads);
-  launch.stream = cuda_stream(stream);
-  launch.attrs = &attribute;
-  launch.numAttrs = early ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&launch, kernel, partial, bias, static_cast<Out*>(out), row_sums, split,
-                                split.stride()),
-             "linear_sum_splits_kernel");
+  launch_kernel(kernel, "linear_sum_splits_kernel",
+                {.grid = grid_for(threads, kThreads), .threads = kThreads, .early = early}, stream, partial,
+                bias, static_cast<Out*>(out), row_sums, split, split.stride());
 }
 
 }  // namespace
