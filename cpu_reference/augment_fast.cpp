@@ -52,8 +52,8 @@ void augment_fwd(const AugmentProblem& p, const AugmentFwd::Args& a, void* works
   const long long row = static_cast<long long>(p.w) * p.y_channels();
 #pragma omp parallel for schedule(static) if (p.n > 1)
   for (int n = 0; n < p.n; ++n) {
-    const AugmentDraw draw = draw_augment(p, step, n);
     const int32_t source = order[step.batch_offset + n];
+    const AugmentDraw draw = draw_augment(p, step, n, source);
     const uint8_t* image = images + static_cast<long long>(source) * p.h * p.w * p.c;
     static_cast<int32_t*>(a.y_labels)[n] = static_cast<const int32_t*>(a.labels)[source];
     for (int h = 0; h < p.h; ++h) augment_row(p, draw, h, image, table, f32(a.y) + (1LL * n * p.h + h) * row);

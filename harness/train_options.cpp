@@ -80,7 +80,7 @@ TrainOptions recipe_for(const std::string& network, Optimizer optimizer) {
   o.weight_decay = 5e-4f;
   o.label_smoothing = 0.1f;
   o.augment_pad = 4;
-  o.augment_flip = true;
+  o.augment_flip = Flip::kRandom;
   if (name == "resnet18") {
     o.epochs = 30;
     o.lr = 0.4f;
@@ -139,7 +139,9 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
   option("--clip-norm", f.clip_norm, "largest norm of the whole gradient, 0: no clipping (0)");
   option("--label-smoothing", f.label_smoothing, "in [0, 1) (0.1)");
   option("--pad", f.pad, "random crop after padding by this many pixels (4)");
-  app.add_flag("--no-flip", f.no_flip, "no random left-right flip")->group(recipe);
+  option(
+      "--flip", f.flip,
+      "left-right mirroring: random, alternate (each image both ways in every two epochs) or none (random)");
   option("--cutout", f.cutout, "side of a random square set to the mean, pixels (0: none)");
   app.add_option("--max-steps", f.max_steps, "stop after this many steps (default: no limit)")
       ->check(above_zero());
@@ -214,7 +216,7 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   override_with(o.augment_cutout, f.cutout);
   if (f.schedule) o.schedule = schedule_from_name(*f.schedule);
   if (f.no_nesterov) o.nesterov = false;
-  if (f.no_flip) o.augment_flip = false;
+  if (f.flip) o.augment_flip = flip_from_name(*f.flip);
   // A shorter run than the recipe's warms up for the same share of it.
   if (f.epochs) o.warmup_epochs = std::min(o.warmup_epochs, 0.25 * o.epochs);
   override_with(o.warmup_epochs, f.warmup);
@@ -242,7 +244,7 @@ nlohmann::ordered_json options_json(const TrainOptions& o) {
                                  {"clip_norm", decimal(o.clip_norm)},
                                  {"label_smoothing", decimal(o.label_smoothing)},
                                  {"pad", o.augment_pad},
-                                 {"flip", o.augment_flip},
+                                 {"flip", name_of(o.augment_flip)},
                                  {"cutout", o.augment_cutout},
                                  {"shuffle", o.shuffle},
                                  {"fusions_off", o.fusions_off},

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "data/dataset.h"
+#include "kernels/augment/augment.h"
 #include "kernels/common/device.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/impl_choice.h"
@@ -46,7 +47,7 @@ struct TrainOptions {
   float weight_decay = 5e-4f;  // on conv and linear weights; biases and batchnorm parameters have none
   float label_smoothing = 0.0f;
   int augment_pad = 4;
-  bool augment_flip = true;
+  Flip augment_flip = Flip::kRandom;
   int augment_cutout = 0;
   bool shuffle = true;
   std::vector<std::string> fusions_off;  // names of fusions that lower() must not do, "all" for every one

@@ -36,6 +36,8 @@ TINY = {
 }
 SHORT = ["--device", "cpu", "--threads", "2", "--train-images", "256", "--test-images", "100", "--batch", "48",
          "--epochs", "2", "--lr", "0.05"]
+RECIPE = ["--flip", "alternate"]
+RECIPE_OPTIONS = {"flip": "alternate"}
 
 
 def kiln(*arguments, env=None):
@@ -205,6 +207,28 @@ class Training(Case):
         self.fails("train", "--resume", rest, "--seed", "6", says="keeps its seed")
         self.fails("train", "--resume", self.folder, says="config.json")
 
+    def test_resume_keeps_the_recipe(self):
+        straight = self.train("straight", *RECIPE)
+        first = self.train("first", "--max-steps", "7", *RECIPE)
+        options = json.loads((first / "config.json").read_text())["options"]
+        self.assertEqual({key: options[key] for key in RECIPE_OPTIONS}, RECIPE_OPTIONS)
+        rest = self.folder / "rest"
+        self.passes("train", "--resume", first, "--out", rest)
+        self.assertEqual((straight / "weights.safetensors").read_bytes(), (rest / "weights.safetensors").read_bytes())
+        plain = self.train("plain")
+        self.assertNotEqual((straight / "weights.safetensors").read_bytes(),
+                            (plain / "weights.safetensors").read_bytes())
+
+    def test_resume_of_a_run_with_a_yes_or_no_for_flip(self):
+        for flip, name in ((True, "random"), (False, "none")):
+            run = self.train(f"run_{name}", "--max-steps", "7", "--flip", name)
+            config = json.loads((run / "config.json").read_text())
+            config["options"]["flip"] = flip
+            (run / "config.json").write_text(json.dumps(config))
+            rest = self.folder / f"rest_{name}"
+            self.passes("train", "--resume", run, "--out", rest)
+            self.assertEqual(json.loads((rest / "config.json").read_text())["options"]["flip"], name)
+
 
 class Talking(Case):
     def test_help_and_version(self):
@@ -246,6 +270,7 @@ class BadInput(Case):
         self.fails("train", "--device", "cpu", "--batch", "0", says="--batch")
         self.fails("train", "--device", "cpu", "--lr", "-1", says="--lr")
         self.fails("train", "--device", "cpu", "--schedule", "cosin", says="did you mean 'cosine'")
+        self.fails("train", "--device", "cpu", "--flip", "alternating", says=["flip", "did you mean 'alternate'"])
         for epochs in ("0", "nan", "1e30"):
             self.fails("train", "--device", "cpu", "--epochs", epochs, says="--epochs must be above 0")
         for seed in ("-1", "1.5", "99999999999999999999"):

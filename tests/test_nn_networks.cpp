@@ -52,7 +52,7 @@ TEST(NnNetworks, ExamplesTrainFromTheirFiles) {
     o.optimizer = Optimizer::kAdamw;
     o.lr = 3e-3f;
     o.augment_pad = 0;
-    o.augment_flip = false;
+    o.augment_flip = Flip::kNone;
     const DataPair data = test::tiny_data(96, 32, 16);
     Trainer trainer(network, data, cpu_device(), o);
     std::vector<float> losses;

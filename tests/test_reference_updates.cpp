@@ -290,6 +290,16 @@ TEST(Augment, EveryPixelIsAShiftedOrMirroredOne) {
   EXPECT_GT(moves.size(), 8u);  // the draws differ between images
 }
 
+TEST(Augment, ProblemStrings) {
+  REQUIRE_PASS("augment.fwd");
+  for (const char* same : {"n2_h4_w4_c3_m5", "n2_h4_w4_c3_m5_pad1_flip", "n2_h4_w4_c3_m5_altflip_cut2_cs8"}) {
+    EXPECT_EQ(text("augment.fwd", same), same);
+  }
+  for (const char* bad : {"n2_h4_w4_c3_m5_flip_altflip", "n2_h4_w4_c3_m5_altflip1"}) {
+    EXPECT_THROW(text("augment.fwd", bad), Error) << bad;
+  }
+}
+
 TEST(Augment, CutoutZeroesOneSquare) {
   REQUIRE_PASS("augment.fwd");
   StepState state;

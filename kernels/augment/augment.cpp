@@ -3,23 +3,35 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/common/error.h"
 #include "kernels/common/philox.h"
 #include "kernels/common/problem_string.h"
 
 namespace kiln {
 
+Flip flip_from_name(const std::string& name) {
+  for (const Flip known : {Flip::kNone, Flip::kRandom, Flip::kAlternate}) {
+    if (name == name_of(known)) return known;
+  }
+  fail_usage(unknown_name_message("flip", name, {"random", "alternate", "none"}));
+}
+
+const char* name_of(Flip flip) {
+  return flip == Flip::kNone ? "none" : flip == Flip::kRandom ? "random" : "alternate";
+}
+
 std::string AugmentProblem::str() const {
   ProblemWriter out;
   out.field("n", n).field("h", h).field("w", w).field("c", c).field("m", m);
   if (pad) out.field("pad", pad);
-  out.flag("flip", flip);
+  out.flag("flip", flip == Flip::kRandom).flag("altflip", flip == Flip::kAlternate);
   if (cut) out.field("cut", cut);
   if (c_stride) out.field("cs", c_stride);
   return out.str();
 }
 
 AugmentProblem AugmentProblem::parse(std::string_view text, DType dtype) {
-  const ProblemReader in("augment", text, {"n", "h", "w", "c", "m", "pad", "cut", "cs"}, {"flip"});
+  const ProblemReader in("augment", text, {"n", "h", "w", "c", "m", "pad", "cut", "cs"}, {"flip", "altflip"});
   AugmentProblem p;
   p.n = static_cast<int>(in.integer("n"));
   p.h = static_cast<int>(in.integer("h"));
@@ -27,7 +39,10 @@ AugmentProblem AugmentProblem::parse(std::string_view text, DType dtype) {
   p.c = static_cast<int>(in.integer("c"));
   p.m = in.integer("m");
   p.pad = static_cast<int>(in.integer("pad", 0));
-  p.flip = in.flag("flip");
+  p.flip = in.flag("altflip") ? Flip::kAlternate : in.flag("flip") ? Flip::kRandom : Flip::kNone;
+  if (in.flag("altflip") && in.flag("flip")) {
+    fail_problem("augment", std::string(text), "flip and altflip exclude each other");
+  }
   p.cut = static_cast<int>(in.integer("cut", 0));
   p.c_stride = static_cast<int>(in.integer("cs", 0));
   p.dtype = dtype;

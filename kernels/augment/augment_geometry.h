@@ -17,17 +17,22 @@ struct AugmentDraw {
   int cut_h, cut_w;  // first row and column of the cutout square, may be negative
 };
 
-// Image i of the batch.
-KILN_HOST_DEVICE inline AugmentDraw draw_augment(const AugmentProblem& p, const StepState& step, int i) {
+// Image i of the batch, which is image `source` of the data set.
+KILN_HOST_DEVICE inline AugmentDraw draw_augment(const AugmentProblem& p, const StepState& step, int i,
+                                                 int32_t source) {
   AugmentDraw draw = {0, 0, false, 0, 0};
   const uint64_t counter =
       static_cast<uint64_t>(step.epoch) * static_cast<uint64_t>(p.m) + step.batch_offset + i;
-  if (p.pad || p.flip) {
+  if (p.pad || p.flip == Flip::kRandom) {
     const Philox4 d = philox(step.seed, PhiloxStream::kAugment, counter);
     const uint32_t offsets = 2u * static_cast<uint32_t>(p.pad) + 1u;
     draw.dy = static_cast<int>(uniform_below(d.v[0], offsets)) - p.pad;
     draw.dx = static_cast<int>(uniform_below(d.v[1], offsets)) - p.pad;
-    draw.flip = p.flip && d.v[2] >= 0x80000000u;
+    draw.flip = p.flip == Flip::kRandom && d.v[2] >= 0x80000000u;
+  }
+  if (p.flip == Flip::kAlternate) {
+    const Philox4 f = philox(step.seed, PhiloxStream::kAugment, static_cast<uint64_t>(source), 2);
+    draw.flip = ((step.epoch + (f.v[0] >> 31)) & 1u) != 0;
   }
   if (p.cut) {
     const Philox4 e = philox(step.seed, PhiloxStream::kAugment, counter, 1);

@@ -94,7 +94,7 @@ std::string augmentation(const Trial& trial, Draws& d, bool moves) {
   std::string text = random_problem(trial.op, trial.seed);
   if (moves && d.chance(60)) text += "_pad" + std::to_string(d.between(1, 5));
   if (moves && d.chance(40)) text += "_cut" + std::to_string(d.between(1, 6));
-  if (d.chance(60)) text += "_flip";
+  if (d.chance(70)) text += d.chance(50) ? "_flip" : "_altflip";
   if (d.chance(30)) text += "_cs8";
   return text;
 }
@@ -141,7 +141,7 @@ std::string augment_batches(const Trial& trial) {
 std::string augment_mirror(const Trial& trial) {
   Draws d(trial.seed + 11000027);
   const std::string text = augmentation(trial, d, false);
-  const bool plain = text.find("_flip") == std::string::npos;
+  const bool plain = text.find("flip") == std::string::npos;
   Probe straight(trial, "fwd", text), mirrored = straight;
   const std::vector<int64_t>& shape = straight.in("images").spec.shape;  // [M,H,W,C]
   const int64_t w = shape[2], c = shape[3], size = shape[1] * w * c;
