@@ -156,6 +156,11 @@ void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
     fill(options.at("impl"), &f->common.impl);
     fill(config.at("device").at("kind"), &f->common.device);
     fill_flip(options, f);
+    const bool zero_init = options.value("zero_init_residual", false);
+    if (f->zero_init_residual && !zero_init) {
+      fail_usage("--zero-init-residual: a resumed run keeps the weights it began with");
+    }
+    f->zero_init_residual = zero_init;
     const auto seed = options.at("seed").get<unsigned long long>();
     if (seed_given && f->seed != seed) {
       fail_usage("--seed " + std::to_string(f->seed) + ": a resumed run keeps its seed, " +

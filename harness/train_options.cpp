@@ -143,6 +143,9 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
       "--flip", f.flip,
       "left-right mirroring: random, alternate (each image both ways in every two epochs) or none (random)");
   option("--cutout", f.cutout, "side of a random square set to the mean, pixels (0: none)");
+  app.add_flag("--zero-init-residual", f.zero_init_residual,
+               "the last batchnorm of each residual branch starts with gamma 0")
+      ->group(recipe);
   app.add_option("--max-steps", f.max_steps, "stop after this many steps (default: no limit)")
       ->check(above_zero());
   app.add_option("--eval-every", f.eval_every, "also evaluate after every N epochs; not in train_seconds")
@@ -216,6 +219,7 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   override_with(o.augment_cutout, f.cutout);
   if (f.schedule) o.schedule = schedule_from_name(*f.schedule);
   if (f.no_nesterov) o.nesterov = false;
+  o.zero_init_residual = f.zero_init_residual;
   if (f.flip) o.augment_flip = flip_from_name(*f.flip);
   // A shorter run than the recipe's warms up for the same share of it.
   if (f.epochs) o.warmup_epochs = std::min(o.warmup_epochs, 0.25 * o.epochs);
@@ -246,6 +250,7 @@ nlohmann::ordered_json options_json(const TrainOptions& o) {
                                  {"pad", o.augment_pad},
                                  {"flip", name_of(o.augment_flip)},
                                  {"cutout", o.augment_cutout},
+                                 {"zero_init_residual", o.zero_init_residual},
                                  {"shuffle", o.shuffle},
                                  {"fusions_off", o.fusions_off},
                                  {"fusions_on", o.fusions_on},

@@ -20,7 +20,7 @@ struct TrainFlags {
   long long max_steps = 0;
   int eval_every = 0;   // epochs, 0: only at the end
   int drain_every = 0;  // steps, 0: by device
-  bool no_nesterov = false, no_cuda_graph = false;
+  bool no_nesterov = false, zero_init_residual = false, no_cuda_graph = false;
   bool profile = false, nvtx = false;
   int profile_steps = 0;  // 0: by device
   int profile_rows = 15;

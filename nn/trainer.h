@@ -29,6 +29,7 @@ struct TrainOptions {
   DType precision = DType::kF32;  // fp32 or bf16 (CUDA only)
   ImplChoice impl;
   uint64_t seed = 0;
+  bool zero_init_residual = false;  // see ParameterLayout::initial_parameters
   int batch = 512;
   int eval_batch = 0;       // images a step of evaluation, 0: the larger of batch and 500
   double epochs = 1;        // may be fractional, at most kMostEpochs

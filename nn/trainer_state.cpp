@@ -52,7 +52,7 @@ Trainer::State::State(const NetworkDescription& description, const DataPair& dat
     : options(checked(wanted)),
       backend(make_backend(device)),
       network(backend.get(), shaped_for(description, data), options.precision, options.seed,
-              options.optimizer),
+              options.optimizer, options.zero_init_residual),
       train(backend.get(), data.train, data.mean, data.std),
       batch(static_cast<int>(std::min<long long>(options.batch, train.count()))) {
   if (data.test.count() > 0)

@@ -36,8 +36,8 @@ TINY = {
 }
 SHORT = ["--device", "cpu", "--threads", "2", "--train-images", "256", "--test-images", "100", "--batch", "48",
          "--epochs", "2", "--lr", "0.05"]
-RECIPE = ["--flip", "alternate"]
-RECIPE_OPTIONS = {"flip": "alternate"}
+RECIPE = ["--flip", "alternate", "--zero-init-residual"]
+RECIPE_OPTIONS = {"flip": "alternate", "zero_init_residual": True}
 
 
 def kiln(*arguments, env=None):
@@ -216,6 +216,7 @@ class Training(Case):
         self.passes("train", "--resume", first, "--out", rest)
         self.assertEqual((straight / "weights.safetensors").read_bytes(), (rest / "weights.safetensors").read_bytes())
         plain = self.train("plain")
+        self.fails("train", "--resume", plain, "--zero-init-residual", says="keeps the weights it began with")
         self.assertNotEqual((straight / "weights.safetensors").read_bytes(),
                             (plain / "weights.safetensors").read_bytes())
 

@@ -239,5 +239,49 @@ TEST(NnParameters, SlabIsAlignedAndDecayedFirst) {
   EXPECT_NE(slab, layout.initial_parameters(8));
 }
 
+// Names of the batchnorms whose gamma is 0 at the start.
+std::vector<std::string> zeroed(const ShapedNetwork& network) {
+  const ParameterLayout layout(network);
+  const std::vector<float> ones = layout.initial_parameters(7), slab = layout.initial_parameters(7, true);
+  std::vector<std::string> names;
+  for (const Parameter& p : layout.parameters()) {
+    const auto values = [&](const std::vector<float>& from) {
+      return std::vector<float>(from.begin() + static_cast<std::ptrdiff_t>(p.offset),
+                                from.begin() + static_cast<std::ptrdiff_t>(p.offset) + p.count());
+    };
+    if (values(slab) == values(ones)) continue;
+    EXPECT_EQ(values(slab), std::vector<float>(p.count(), 0.0f)) << p.name;
+    EXPECT_EQ(values(ones), std::vector<float>(p.count(), 1.0f)) << p.name;
+    names.push_back(network.layer(p.layer).id);
+  }
+  return names;
+}
+
+TEST(NnParameters, ZeroInitResidualTakesTheBranchesLastBatchnorm) {
+  const ValueShape image = {.h = 32, .w = 32, .c = 3};
+  std::vector<std::string> wanted;
+  for (int layer = 1; layer <= 4; ++layer) {  // and no shortcut's
+    for (int block : {0, 1})
+      wanted.push_back("layer" + std::to_string(layer) + "." + std::to_string(block) + ".bn2");
+  }
+  EXPECT_EQ(zeroed(infer_shapes(builtin_network("resnet18"), image, 10)), wanted);
+  wanted.clear();
+  for (int block : {2, 4, 5, 7, 8, 9, 11, 12, 14, 15})  // the shortcut is the block before, a batchnorm too
+    wanted.push_back("blocks." + std::to_string(block) + ".bn3");
+  EXPECT_EQ(zeroed(infer_shapes(builtin_network("mobilenet_v2"), image, 10)), wanted);
+  // Both ways are equally long; the branch's batchnorm has another reader; the branch ends in a convolution.
+  for (const char* layers :
+       {R"({"id": "a", "type": "batchnorm"}, {"id": "b", "type": "batchnorm", "inputs": ["input"]},
+           {"id": "sum", "type": "add", "inputs": ["a", "b"]},)",
+        R"({"id": "a", "type": "conv2d", "channels": 3, "kernel": 1}, {"id": "b", "type": "batchnorm"},
+           {"id": "sum", "type": "add", "inputs": ["b", "input"]},
+           {"id": "again", "type": "add", "inputs": ["sum", "b"]},)",
+        R"({"id": "b", "type": "batchnorm"}, {"id": "a", "type": "conv2d", "channels": 3, "kernel": 1},
+           {"id": "sum", "type": "add", "inputs": ["a", "input"]},)"}) {
+    const ShapedNetwork network = shaped(layers + std::string(kHead));
+    expect_error([&] { ParameterLayout(network).initial_parameters(1, true); }, {"zero_init_residual"});
+  }
+}
+
 }  // namespace
 }  // namespace kiln
