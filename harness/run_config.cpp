@@ -143,6 +143,7 @@ void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
     fill(options, "warmup_epochs", &f->warmup);
     fill(options, "batch", &f->batch);
     fill(options, "pad", &f->pad);
+    fill_if_there(options, "pad_mode", &f->pad_mode);
     fill(options, "cutout", &f->cutout);
     fill(options, "lr", &f->lr);
     fill(options, "weight_decay", &f->weight_decay);

@@ -59,6 +59,8 @@ void check_train_options(const TrainOptions& o, const TrainFlags& f) {
   require_flag(std::isfinite(o.weight_decay) && o.weight_decay >= 0, "--weight-decay", "must be at least 0");
   require_flag(o.label_smoothing >= 0 && o.label_smoothing < 1, "--label-smoothing", "must be in [0, 1)");
   require_flag(o.augment_pad >= 0, "--pad", "must be at least 0");
+  require_flag(o.augment_pad_mode == PadMode::kZero || o.augment_pad > 0, "--pad-mode reflect",
+               "needs --pad above 0");
   require_flag(o.augment_cutout >= 0, "--cutout", "must be at least 0");
   require_flag(f.profile || !f.profile_steps, "--profile-steps", "needs --profile");
   require_flag(!f.profile || o.cuda_graph, "--profile",
@@ -139,6 +141,8 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
   option("--clip-norm", f.clip_norm, "largest norm of the whole gradient, 0: no clipping (0)");
   option("--label-smoothing", f.label_smoothing, "in [0, 1) (0.1)");
   option("--pad", f.pad, "random crop after padding by this many pixels (4)");
+  option("--pad-mode", f.pad_mode,
+         "what the padding shows: zero (the mean) or reflect, the image mirrored (zero)");
   option(
       "--flip", f.flip,
       "left-right mirroring: random, alternate (each image both ways in every two epochs) or none (random)");
@@ -220,6 +224,7 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   if (f.schedule) o.schedule = schedule_from_name(*f.schedule);
   if (f.no_nesterov) o.nesterov = false;
   o.zero_init_residual = f.zero_init_residual;
+  if (f.pad_mode) o.augment_pad_mode = pad_mode_from_name(*f.pad_mode);
   if (f.flip) o.augment_flip = flip_from_name(*f.flip);
   // A shorter run than the recipe's warms up for the same share of it.
   if (f.epochs) o.warmup_epochs = std::min(o.warmup_epochs, 0.25 * o.epochs);
@@ -248,6 +253,7 @@ nlohmann::ordered_json options_json(const TrainOptions& o) {
                                  {"clip_norm", decimal(o.clip_norm)},
                                  {"label_smoothing", decimal(o.label_smoothing)},
                                  {"pad", o.augment_pad},
+                                 {"pad_mode", name_of(o.augment_pad_mode)},
                                  {"flip", name_of(o.augment_flip)},
                                  {"cutout", o.augment_cutout},
                                  {"zero_init_residual", o.zero_init_residual},

@@ -29,7 +29,7 @@ struct TrainFlags {
   std::optional<int> batch, pad, cutout;
   std::optional<float> lr, momentum, weight_decay, label_smoothing, beta1, beta2, adam_eps, clip_norm;
   std::optional<float> step_factor;
-  std::optional<std::string> schedule, optimizer, flip;
+  std::optional<std::string> schedule, optimizer, flip, pad_mode;
 };
 
 void add_train_options(CLI::App& app, TrainFlags& flags);

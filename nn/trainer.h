@@ -48,6 +48,7 @@ struct TrainOptions {
   float weight_decay = 5e-4f;  // on conv and linear weights; biases and batchnorm parameters have none
   float label_smoothing = 0.0f;
   int augment_pad = 4;
+  PadMode augment_pad_mode = PadMode::kZero;
   Flip augment_flip = Flip::kRandom;
   int augment_cutout = 0;
   bool shuffle = true;

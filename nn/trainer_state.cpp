@@ -120,6 +120,7 @@ LowerOptions Trainer::State::lower_options(bool training, int size) const {
   o.augment.m = training ? train.count() : test->count();
   if (training) {
     o.augment.pad = options.augment_pad;
+    o.augment.pad_mode = options.augment_pad_mode;
     o.augment.flip = options.augment_flip;
     o.augment.cut = options.augment_cutout;
   }

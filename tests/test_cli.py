@@ -36,8 +36,8 @@ TINY = {
 }
 SHORT = ["--device", "cpu", "--threads", "2", "--train-images", "256", "--test-images", "100", "--batch", "48",
          "--epochs", "2", "--lr", "0.05"]
-RECIPE = ["--flip", "alternate", "--zero-init-residual"]
-RECIPE_OPTIONS = {"flip": "alternate", "zero_init_residual": True}
+RECIPE = ["--flip", "alternate", "--pad-mode", "reflect", "--zero-init-residual"]
+RECIPE_OPTIONS = {"flip": "alternate", "pad_mode": "reflect", "zero_init_residual": True}
 
 
 def kiln(*arguments, env=None):
@@ -272,6 +272,9 @@ class BadInput(Case):
         self.fails("train", "--device", "cpu", "--lr", "-1", says="--lr")
         self.fails("train", "--device", "cpu", "--schedule", "cosin", says="did you mean 'cosine'")
         self.fails("train", "--device", "cpu", "--flip", "alternating", says=["flip", "did you mean 'alternate'"])
+        self.fails("train", "--device", "cpu", "--pad-mode", "reflec", says=["pad mode", "did you mean 'reflect'"])
+        self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "0", says="needs --pad above 0")
+        self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "32", says="reflect needs pad, smaller")
         for epochs in ("0", "nan", "1e30"):
             self.fails("train", "--device", "cpu", "--epochs", epochs, says="--epochs must be above 0")
         for seed in ("-1", "1.5", "99999999999999999999"):

@@ -239,21 +239,23 @@ TEST(NnParameters, SlabIsAlignedAndDecayedFirst) {
   EXPECT_NE(slab, layout.initial_parameters(8));
 }
 
-// Names of the batchnorms whose gamma is 0 at the start.
+// Names of the batchnorms whose gamma is 0 at the start; nothing else differs.
 std::vector<std::string> zeroed(const ShapedNetwork& network) {
   const ParameterLayout layout(network);
-  const std::vector<float> ones = layout.initial_parameters(7), slab = layout.initial_parameters(7, true);
+  const std::vector<float> usual = layout.initial_parameters(7), slab = layout.initial_parameters(7, true);
   std::vector<std::string> names;
+  size_t differ = 0, expected = 0;
+  for (size_t i = 0; i < slab.size(); ++i) differ += slab[i] != usual[i];
   for (const Parameter& p : layout.parameters()) {
-    const auto values = [&](const std::vector<float>& from) {
-      return std::vector<float>(from.begin() + static_cast<std::ptrdiff_t>(p.offset),
-                                from.begin() + static_cast<std::ptrdiff_t>(p.offset) + p.count());
-    };
-    if (values(slab) == values(ones)) continue;
-    EXPECT_EQ(values(slab), std::vector<float>(p.count(), 0.0f)) << p.name;
-    EXPECT_EQ(values(ones), std::vector<float>(p.count(), 1.0f)) << p.name;
+    if (slab[p.offset] == usual[p.offset]) continue;
+    for (long long i = 0; i < p.count(); ++i) {
+      EXPECT_EQ(slab[p.offset + i], 0.0f) << p.name;
+      EXPECT_EQ(usual[p.offset + i], 1.0f) << p.name;
+    }
+    expected += static_cast<size_t>(p.count());
     names.push_back(network.layer(p.layer).id);
   }
+  EXPECT_EQ(differ, expected);
   return names;
 }
 

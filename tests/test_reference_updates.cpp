@@ -252,7 +252,8 @@ TEST(Augment, PlainLoader) {
   EXPECT_EQ(out["y_labels"], (Values{7, 8}));
 }
 
-TEST(Augment, EveryPixelIsAShiftedOrMirroredOne) {
+// `padding`: a row (column) outside an image of `size` rows, as one inside; -1: zero.
+void expect_shifted_or_mirrored(const std::string& fields, int (*padding)(int at, int size)) {
   REQUIRE_PASS("augment.fwd");
   StepState state;
   state.seed = 7;
@@ -263,8 +264,9 @@ TEST(Augment, EveryPixelIsAShiftedOrMirroredOne) {
     labels.push_back(i);
     order.push_back(n - 1 - i);
   }
-  auto out = naive("augment.fwd", "n16_h6_w5_c1_m16_pad2_flip",
+  auto out = naive("augment.fwd", "n16_h6_w5_c1_m16_" + fields,
                    {step_bytes(state), images, labels, order, {0}, {1.0 / 255}});
+  const auto inside = [&](int at, int size) { return at < 0 || at >= size ? padding(at, size) : at; };
   std::set<std::tuple<int, int, bool>> moves;
   for (int i = 0; i < n; ++i) {
     EXPECT_EQ(out["y_labels"][i], order[i]);
@@ -275,8 +277,8 @@ TEST(Augment, EveryPixelIsAShiftedOrMirroredOne) {
           bool same = true;
           for (int y = 0; y < h && same; ++y) {
             for (int x = 0; x < w && same; ++x) {
-              const int sy = y + dy, sx = (flip ? w - 1 - x : x) + dx;
-              const double want = sy < 0 || sy >= h || sx < 0 || sx >= w ? 0 : 1 + sy * w + sx;
+              const int sy = inside(y + dy, h), sx = inside((flip ? w - 1 - x : x) + dx, w);
+              const double want = sy < 0 || sx < 0 ? 0 : 1 + sy * w + sx;
               same = std::abs(out["y"][(i * h + y) * w + x] - want) < 1e-3;
             }
           }
@@ -290,13 +292,35 @@ TEST(Augment, EveryPixelIsAShiftedOrMirroredOne) {
   EXPECT_GT(moves.size(), 8u);  // the draws differ between images
 }
 
+TEST(Augment, EveryPixelIsAShiftedOrMirroredOne) {
+  expect_shifted_or_mirrored("pad2_flip", [](int, int) { return -1; });
+}
+
+// Row -1 is row 1, row h is row h-2: walking out of the image is walking back in, the border taken once.
+TEST(Augment, ReflectedPaddingWalksBackIn) {
+  const auto walk = [](int at, int size) {
+    int row = 0, step = at < 0 ? -1 : 1;
+    for (int i = 0; i < std::abs(at); ++i) {
+      if (row + step < 0 || row + step >= size) step = -step;
+      row += step;
+    }
+    return row;
+  };
+  EXPECT_EQ(walk(-1, 5), 1);
+  EXPECT_EQ(walk(5, 5), 3);
+  for (const char* fields : {"pad2_reflect_flip", "pad4_reflect_flip"})
+    expect_shifted_or_mirrored(fields, walk);
+}
+
 TEST(Augment, ProblemStrings) {
   REQUIRE_PASS("augment.fwd");
   const auto text = [](const char* problem) { return find("augment.fwd")->parse(problem, DType::kF32).text; };
-  for (const char* same : {"n2_h4_w4_c3_m5", "n2_h4_w4_c3_m5_pad1_flip", "n2_h4_w4_c3_m5_altflip_cut2_cs8"}) {
+  for (const char* same : {"n2_h4_w4_c3_m5", "n2_h4_w4_c3_m5_pad1_flip", "n2_h4_w4_c3_m5_altflip_cut2_cs8",
+                           "n2_h4_w5_c3_m5_pad3_reflect_flip"}) {
     EXPECT_EQ(text(same), same);
   }
-  for (const char* bad : {"n2_h4_w4_c3_m5_flip_altflip", "n2_h4_w4_c3_m5_altflip1"}) {
+  for (const char* bad : {"n2_h4_w4_c3_m5_flip_altflip", "n2_h4_w4_c3_m5_altflip1", "n2_h4_w4_c3_m5_reflect",
+                          "n2_h4_w5_c3_m5_pad4_reflect", "n2_h5_w4_c3_m5_pad4_reflect"}) {
     EXPECT_THROW(text(bad), Error) << bad;
   }
 }

@@ -42,13 +42,19 @@ KILN_HOST_DEVICE inline AugmentDraw draw_augment(const AugmentProblem& p, const 
   return draw;
 }
 
+// The row (column) of an image of `size` rows that row `at` of its padded self shows; -1: none.
+KILN_HOST_DEVICE inline int source_index(const AugmentProblem& p, int at, int size) {
+  if (at >= 0 && at < size) return at;
+  if (p.pad_mode == PadMode::kZero) return -1;
+  return at < 0 ? -at : 2 * (size - 1) - at;  // pad < size: once is enough
+}
+
 // The pixel of the source image, h*W + w, that output pixel (h, w) shows; -1: none, the output is zero.
 KILN_HOST_DEVICE inline int source_pixel(const AugmentProblem& p, const AugmentDraw& draw, int h, int w) {
   const bool cut = h >= draw.cut_h && h < draw.cut_h + p.cut && w >= draw.cut_w && w < draw.cut_w + p.cut;
-  const int row = h + draw.dy;
-  const int column = (draw.flip ? p.w - 1 - w : w) + draw.dx;
-  const bool inside = row >= 0 && row < p.h && column >= 0 && column < p.w;
-  return inside && !cut ? row * p.w + column : -1;
+  const int row = source_index(p, h + draw.dy, p.h);
+  const int column = source_index(p, (draw.flip ? p.w - 1 - w : w) + draw.dx, p.w);
+  return row >= 0 && column >= 0 && !cut ? row * p.w + column : -1;
 }
 
 KILN_HOST_DEVICE inline float inverse_std(float std) { return 1.0f / std; }
