@@ -208,14 +208,18 @@ class Training(Case):
         self.fails("train", "--resume", self.folder, says="config.json")
 
     def test_resume_keeps_the_recipe(self):
-        straight = self.train("straight", *RECIPE)
-        first = self.train("first", "--max-steps", "7", *RECIPE)
+        layers = list(TINY["layers"])
+        at = next(i for i, layer in enumerate(layers) if layer["id"] == "sum")
+        layers[at:at + 1] = [{"id": "bn2", "type": "batchnorm"}, {**layers[at], "inputs": ["bn2", "pool"]}]
+        model = self.write_json("residual.json", {**TINY, "layers": layers})
+        straight = self.train("straight", *RECIPE, model=model)
+        first = self.train("first", "--max-steps", "7", *RECIPE, model=model)
         options = json.loads((first / "config.json").read_text())["options"]
         self.assertEqual({key: options[key] for key in RECIPE_OPTIONS}, RECIPE_OPTIONS)
         rest = self.folder / "rest"
         self.passes("train", "--resume", first, "--out", rest)
         self.assertEqual((straight / "weights.safetensors").read_bytes(), (rest / "weights.safetensors").read_bytes())
-        plain = self.train("plain")
+        plain = self.train("plain", model=model)
         self.fails("train", "--resume", plain, "--zero-init-residual", says="keeps the weights it began with")
         self.assertNotEqual((straight / "weights.safetensors").read_bytes(),
                             (plain / "weights.safetensors").read_bytes())
@@ -271,6 +275,8 @@ class BadInput(Case):
         self.fails("train", "--device", "cpu", "--batch", "0", says="--batch")
         self.fails("train", "--device", "cpu", "--lr", "-1", says="--lr")
         self.fails("train", "--device", "cpu", "--schedule", "cosin", says="did you mean 'cosine'")
+        self.fails("train", "--model", self.tiny, "--device", "cpu", "--zero-init-residual",
+                   says="no residual branch that ends in a batchnorm")
         self.fails("train", "--device", "cpu", "--flip", "alternating", says=["flip", "did you mean 'alternate'"])
         self.fails("train", "--device", "cpu", "--pad-mode", "reflec", says=["pad mode", "did you mean 'reflect'"])
         self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "0", says="needs --pad above 0")

@@ -222,13 +222,16 @@ TEST_P(Edges, GradNormOfWhatIsNotFiniteIsNotFinite) {
 // zeros.
 TEST_P(Edges, AugmentDrawsAreThoseOfTheFormula) {
   constexpr int kN = 7, kM = 12, kSide = 9, kPad = 3, kCut = 4, kOffset = 2;
-  for (const uint32_t epoch : {0u, 5u}) {
+  for (const auto& [epoch, reflect] : {std::pair{0u, false}, {5u, false}, {5u, true}}) {
+    const auto inside = [reflect = reflect](int at) {
+      return !reflect ? at : at < 0 ? -at : at >= kSide ? 2 * kSide - 2 - at : at;
+    };
     StepState step;
     step.seed = 0x123456789abcull;
     step.epoch = epoch;
     step.batch_offset = kOffset;
     each(
-        "augment.fwd", "n7_h9_w9_c1_m12_pad3_flip_cut4",
+        "augment.fwd", std::string("n7_h9_w9_c1_m12_pad3") + (reflect ? "_reflect" : "") + "_flip_cut4",
         [&](HostTensors& in) {
           std::memcpy(named(in, "step").data.data(), &step, sizeof step);
           for (int i = 0; i < kM * kSide * kSide; ++i) {
@@ -249,10 +252,10 @@ TEST_P(Edges, AugmentDrawsAreThoseOfTheFormula) {
             const int top = below(e.v[0], kSide) - kCut / 2, left = below(e.v[1], kSide) - kCut / 2;
             for (int h = 0; h < kSide; ++h) {
               for (int w = 0; w < kSide; ++w) {
-                const int row = h + dy, column = (flip ? kSide - 1 - w : w) + dx;
+                const int row = inside(h + dy), column = inside((flip ? kSide - 1 - w : w) + dx);
                 const bool cut = h >= top && h < top + kCut && w >= left && w < left + kCut;
-                const bool inside = row >= 0 && row < kSide && column >= 0 && column < kSide;
-                const float wanted = inside && !cut ? static_cast<float>(1 + row * kSide + column) : 0;
+                const bool shown = row >= 0 && row < kSide && column >= 0 && column < kSide;
+                const float wanted = shown && !cut ? static_cast<float>(1 + row * kSide + column) : 0;
                 ASSERT_NEAR(out("y").template as<float>()[(i * kSide + h) * kSide + w], wanted, 0.3f)
                     << what << " epoch " << epoch << " image " << i << " at " << h << "," << w;
               }
