@@ -70,6 +70,7 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& problem, WgradMode mode, c
   const WgradWgmmaShape g = layout.shape;
   const int blocks = layout.blocks, parts = layout.parts, outputs = g.k * g.columns;
   const int pixels = p.n * p.p() * p.q();
+  const bool early = p.r == 1 && p.s == 1;  // where setting up is a part of the time that counts
   const WgradRanges ranges(g, Config::kSpan);
   bool alike = true;  // column tiles have as many parts
   for (int i = 0; i < g.column_tiles; ++i) alike = alike && wgrad_tile_parts(g, i) == parts;
@@ -90,7 +91,8 @@ Plan<Conv2dWgrad::Args> plan_for(const Conv2dProblem& problem, WgradMode mode, c
                         {.grid = static_cast<unsigned>(blocks),
                          .threads = Config::kThreads,
                          .shared_bytes = Config::kSmemBytes,
-                         .cluster = g.pair},
+                         .cluster = g.pair,
+                         .early = early},
                         stream, dy, x, partial, dw, g);
           if (parts > 1 && alike) sum_splits(partial, parts, outputs, dw, stream);
           if (parts > 1 && !alike) sum_ranges(partial, parts, ranges, outputs, dw, stream);
@@ -130,6 +132,7 @@ std::vector<Candidate> all_candidates() {
   add_candidates<WgradWgmmaConfig<2, 1, 1, 256, 64, 64, 4>>(list);
   add_candidates<WgradWgmmaConfig<2, 1, 1, 192, 64, 64, 5>>(list);
   add_candidates<WgradWgmmaConfig<2, 1, 2, 128, 64, 64, 4>>(list);
+  add_candidates<WgradWgmmaConfig<2, 1, 1, 128, 64, 64, 6>>(list);
   add_candidates<WgradWgmmaConfig<2, 1, 1, 64, 64, 64, 8>>(list);
   add_candidates<WgradWgmmaConfig<1, 2, 1, 64, 64, 64, 8>>(list);
   add_candidates<WgradWgmmaConfig<1, 2, 1, 192, 64, 64, 4>>(list);
@@ -143,12 +146,13 @@ const std::vector<Candidate>& candidates() {
   return all;
 }
 
+// What is taken unasked: even shares never, pairs for deep 1x1 filters.
 const Candidate& best_candidate(const Conv2dProblem& p, const Device& device) {
   const Candidate* best = nullptr;
   double best_cost = 0;
   for (const Candidate& tile : candidates()) {
-    if (tile.mode.pair > 1 || tile.mode.even) continue;  // only on demand
-    const double cost = tile.cost(p, tile.mode, device);
+    if (tile.mode.even || (tile.mode.pair > 1 && !wgrad_is_deep(p.r * p.s, p.c, p.k))) continue;
+    const double cost = tile.cost(p, tile.mode, device) * (tile.mode.pair > 1 ? 1.07 : 1);  // a clear gain
     if (!best || cost < best_cost) best = &tile, best_cost = cost;
   }
   return *best;

@@ -35,6 +35,7 @@ struct WgradWgmmaSmem {
     return base + Config::kStages * Config::kStageBytes + stage * 8;
   }
   __device__ __forceinline__ uint32_t empty(int stage) const { return full(Config::kStages + stage); }
+  __device__ __forceinline__ uint32_t given() const { return full(2 * Config::kStages); }
 };
 
 // The producer warp's copies of one part: a box a lane, those beyond the last output channel or column are
@@ -85,43 +86,56 @@ __device__ __forceinline__ void wgrad_produce(const CUtensorMap* dy, const CUten
   }
 }
 
+// All threads of both blocks of a pair. It orders no stores: a barrier that releases waits until all of them
+// are seen everywhere, and here only reads of the ring, which have ended, come before it.
+__device__ __forceinline__ void wgrad_pair_ready() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+}
+
 // Of each thread's rows l/4 and l/4 + 8, block `rank` of a pair keeps the ones that rank numbers and gives
-// away the others, through the ring, which both blocks have read by then. The kept sums are complete after
-// it.
+// away the others, through the ring, which both blocks have read by then. Each 16 bytes report themselves to
+// the other block's barrier `given`, so that no thread waits for its own stores, and no block leaves before
+// it has what the other one sends. The kept sums are complete after it.
 template <class Config>
-__device__ __forceinline__ void wgrad_exchange(float (&acc)[Config::kMTiles][Config::kN / 2], uint32_t ring,
-                                               int rank) {
-  constexpr uint32_t kTurn = Config::kGroups * 128 * 8;  // bytes: 8 a thread, again every so many
-  static_assert(Config::kMTiles * Config::kN / 8 * kTurn <= Config::kStages * Config::kStageBytes,
-                "the halves fit into the ring");
-  const uint32_t mine = ring + threadIdx.x * 8;
-  uint32_t theirs;
-  cluster_sync();
+__device__ __forceinline__ void wgrad_exchange(float (&acc)[Config::kMTiles][Config::kN / 2],
+                                               WgradWgmmaSmem<Config> smem, int rank) {
+  constexpr uint32_t kTurn = Config::kGroups * 128 * 16;  // bytes: 16 a thread, again every so many
+  static_assert(Config::kGivenBytes <= Config::kStages * Config::kStageBytes, "the halves fit into the ring");
+  static_assert(Config::kN % 16 == 0, "16 bytes are the halves of two pieces of 8 columns");
+  const uint32_t mine = smem.base + threadIdx.x * 16;
+  uint32_t theirs, given;
+  wgrad_pair_ready();
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(theirs) : "r"(mine), "r"(rank ^ 1));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(given) : "r"(smem.given()), "r"(rank ^ 1));
 #pragma unroll
   for (int i = 0; i < Config::kMTiles; ++i) {
 #pragma unroll
-    for (int j = 0; j < Config::kN / 8; ++j) {
-      const float* v = &acc[i][4 * j];
+    for (int j = 0; j < Config::kN / 16; ++j) {
+      const float* v = &acc[i][8 * j];
       asm volatile(
-          "st.shared::cluster.v2.f32 [%0], {%1, %2};\n" ::"r"(theirs + (i * (Config::kN / 8) + j) * kTurn),
-          "f"(rank ? v[0] : v[2]), "f"(rank ? v[1] : v[3])
+          "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, "
+          "[%1];\n" ::"r"(theirs + (i * (Config::kN / 16) + j) * kTurn),
+          "r"(given), "f"(rank ? v[0] : v[2]), "f"(rank ? v[1] : v[3]), "f"(rank ? v[4] : v[6]),
+          "f"(rank ? v[5] : v[7])
           : "memory");
     }
   }
-  cluster_sync();
+  mbarrier_wait(smem.given(), 0);
 #pragma unroll
   for (int i = 0; i < Config::kMTiles; ++i) {
 #pragma unroll
-    for (int j = 0; j < Config::kN / 8; ++j) {
-      float* v = &acc[i][4 * j];
-      float given[2];
-      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n"
-                   : "=f"(given[0]), "=f"(given[1])
-                   : "r"(mine + (i * (Config::kN / 8) + j) * kTurn)
+    for (int j = 0; j < Config::kN / 16; ++j) {
+      float* v = &acc[i][8 * j];
+      float other[4];
+      asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+                   : "=f"(other[0]), "=f"(other[1]), "=f"(other[2]), "=f"(other[3])
+                   : "r"(mine + (i * (Config::kN / 16) + j) * kTurn)
                    : "memory");
 #pragma unroll
-      for (int e = 0; e < 2; ++e) v[e] = v[2 + e] = (rank ? v[2 + e] : v[e]) + given[e];
+      for (int e = 0; e < 2; ++e) {
+        v[e] = v[2 + e] = (rank ? v[2 + e] : v[e]) + other[e];
+        v[4 + e] = v[6 + e] = (rank ? v[6 + e] : v[4 + e]) + other[2 + e];
+      }
     }
   }
 }
@@ -193,7 +207,7 @@ __device__ __forceinline__ void wgrad_consume(WgradWgmmaSmem<Config> smem, const
 #pragma unroll
   for (int i = 0; i < Config::kMTiles; ++i) pin_registers(acc[i]);
   if (work.steps > 0 && lane == 0) mbarrier_arrive(smem.empty(previous));
-  if (g.pair > 1) wgrad_exchange<Config>(acc, smem.base, work.rank);
+  if (g.pair > 1) wgrad_exchange<Config>(acc, smem, work.rank);
   wgrad_store<Config>(acc, work.first_k + group_m * Config::kMTiles * 64,
                       work.first_box + group_n * kGroupBoxes, work.rank, out, g);
 }
@@ -213,11 +227,17 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_wgmma_kernel
       mbarrier_init(smem.full(i), 1);
       mbarrier_init(smem.empty(i), Config::kGroups * 4);
     }
+    mbarrier_init(smem.given(), 1);
     fence_barrier_init();
+    mbarrier_arrive_expect(smem.given(), Config::kGivenBytes);
+  } else if (threadIdx.x == 32) {
+    tma_prefetch_map(&dy);
+    tma_prefetch_map(&x);
   }
   __syncthreads();  // barriers are initialised
   let_next_start();
   WgradWork work = wgrad_work<Config>(g);
+  wait_for_last();  // nothing but this kernel's parameters has been read
   if (threadIdx.x / 128 == Config::kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Config::kProducerRegisters));
     if (threadIdx.x / 32 == Config::kGroups * 4) {
@@ -227,10 +247,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void conv2d_wgrad_wgmma_kernel
       } while (wgrad_next<Config>(work, g));
     }
     __syncwarp();
-    if (g.pair > 1) {  // the exchange takes all threads of both blocks
-      cluster_sync();
-      cluster_sync();
-    }
+    if (g.pair > 1) wgrad_pair_ready();  // the exchange takes all threads of both blocks
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Config::kConsumerRegisters));
     RingPosition<Config::kStages> at;

@@ -27,7 +27,8 @@ struct WgradWgmmaConfig {
   static constexpr int kABytes = kABoxes * kABoxBytes;
   static constexpr int kStageBytes = kABytes + kBBoxes * kBBoxBytes;
   static constexpr int kAlignment = 1024;  // period of the 128-byte swizzle
-  static constexpr int kSmemBytes = kStages * kStageBytes + 2 * kStages * 8 + kAlignment;
+  static constexpr int kSmemBytes = kStages * kStageBytes + (2 * kStages + 1) * 8 + kAlignment;
+  static constexpr int kGivenBytes = kBM * kBN * 4 / 2;  // what a block of a pair gets from the other
   static constexpr int kProducerRegisters = 56, kConsumerRegisters = kGroups == 2 ? 224 : 152;
   static_assert(kGroups == 2 || kGroups == 3, "registers are shared out for two or three consumers");
   static_assert(kProducerRegisters + kGroups * kConsumerRegisters <=
@@ -59,6 +60,10 @@ inline Conv2dProblem wgrad_walked(Conv2dProblem p, WgradWalk walk) {
   if (walk == WgradWalk::kImages && wgrad_is_plain(p)) p.n *= p.h * p.w, p.h = p.w = 1;
   return p;
 }
+
+// Whether the filter has one tap and both sides have many channels: boxes are full, and no tile reads pixels
+// of x displaced against those of another.
+inline bool wgrad_is_deep(int taps, int c, int k) { return taps == 1 && std::min(c, k) >= 96; }
 
 // A tile shape and a mode applied to a problem, which is the walked one; infinite cost where it does not fit.
 template <class Config>
@@ -127,39 +132,48 @@ struct WgradLayout {
  private:
   static constexpr double kEnds = 4000 + 4.0 * Config::kBM * Config::kBN / 160;
 
+  bool is_deep() const { return wgrad_is_deep(shape.columns / shape.c, shape.c, shape.k); }
+
   // Clocks of a step at a multiprocessor (H100): its products, its reads of L2 and its copies, which overlap
-  // but not wholly. Of a step's boxes neighbouring blocks share what they both read, up to six of them. A
-  // copy makes a row of a box in about two clocks, of pixels that are no whole lines more slowly. Walking by
-  // image reads rows that lie far apart, the farther the smaller the map. `neighbours`: column tiles at work
-  // on the same pixels.
+  // but not wholly. Products of 64 x 64 want more of their operands from shared memory than it delivers, the
+  // more so while full boxes arrive. Of a step's boxes neighbouring blocks share what they both read, up to
+  // six of them, of x less where taps are displaced; a 128 x 128 tile, which has as many boxes of dy as of x
+  // and the fewest products for them, then waits. A copy makes a row of a box in about two clocks, of pixels
+  // that are no whole lines more slowly. Walking by image reads rows that lie far apart, the farther the
+  // smaller the map. `neighbours`: column tiles at work on the same pixels.
   double step_clocks(int neighbours) const {
     constexpr double kFast = Config::kMTiles > 1 ? 0.8 : 0.87;
-    constexpr double kRate = Config::kBK < 64 ? 0.7 : Config::kN >= 96 ? kFast : 0.385;
-    constexpr double kProducts = 2.0 * Config::kBM * Config::kBN * Config::kBK / (4096 * kRate);
+    const double rate = Config::kBK < 64 ? 0.7 : Config::kN >= 96 ? kFast : is_deep() ? 0.3 : 0.385;
+    const double products = 2.0 * Config::kBM * Config::kBN * Config::kBK / (4096 * rate);
     const double a_boxes = std::min(1.0 * Config::kABoxes, 1.0 * ceil_div(shape.k, 64) / shape.row_tiles);
     const double b_boxes = 1.0 * shape.column_boxes / shape.column_tiles;
     const double rows = std::min(shape.row_tiles, 6), columns = std::clamp(6 / rows, 1.0, 1.0 * neighbours);
-    const double bytes = a_boxes * Config::kABoxBytes / columns + b_boxes * Config::kBBoxBytes / rows;
+    const double bytes = a_boxes * Config::kABoxBytes / columns +
+                         b_boxes * Config::kBBoxBytes / (shape.columns == shape.c ? rows : std::sqrt(rows));
     const double reads = bytes / (!shape.by_image ? 35 : 33);
     const double copies = 2.2 * Config::kBK * (a_boxes + b_boxes) * (shape.c % 32 ? 2.3 : 1);
-    const double clocks = std::pow(std::pow(kProducts, 4) + std::pow(reads, 4) + std::pow(copies, 4), 0.25);
+    const double clocks = std::pow(std::pow(products, 4) + std::pow(reads, 4) + std::pow(copies, 4), 0.25) *
+                          (Config::kBM * Config::kBN == 128 * 128 && !is_deep() ? 1.5 : 1);
     return is_strewn() ? clocks * (1 + 0.5 / (shape.p * shape.q)) : clocks;
   }
 
   bool is_strewn() const { return shape.by_image && shape.h * shape.w > 1; }
 
-  // Clocks of a launch: waves of blocks, or x and dy from memory, then the sum over parts, of which there are
-  // `summed` in all column tiles.
+  // Clocks of a launch: waves of blocks, or x and dy from memory, of which single boxes of long rows come
+  // more slowly, then the sum over parts, of which there are `summed` in all column tiles.
   double launch_clocks(double work, int busy, long long summed) const {
     const double share = 1.0 * shape.k * shape.columns / shape.column_tiles;
     const double sum = summed ? 1500 + 4.0 * static_cast<double>(summed) * share / (6.2 * places) : 0;
-    const double memory = read_bytes / ((is_strewn() ? 10.5 : 11.5) * busy) + kEnds;
-    return std::max(work, memory) + 0.05 * work + sum;
+    const double rate = is_strewn() ? 10.5 : Config::kBBoxes == 1 && shape.slices >= 4 ? 9 : 11.5;
+    const double memory = read_bytes / (rate * busy) + kEnds, most = std::max(work, memory);
+    const double both =
+        is_deep() ? most * std::pow(1 + std::pow(std::min(work, memory) / most, 8), 0.125) : most;
+    return both + 0.05 * work + sum;
   }
 
   // Takes parts of at most `steps` if nothing so far is faster.
   void choose(const std::vector<int>& lengths, int steps) {
-    const double exchange = shape.pair > 1 ? 1000 + 2.0 * Config::kBM * Config::kBN / 20 : 0;
+    const double exchange = shape.pair > 1 ? 2000 + Config::kBM * Config::kBN / 10.0 : 0;
     long long count = 0, summed = 0;
     int longest_part = 0, most_parts = 1, least_parts = std::numeric_limits<int>::max();
     for (const int length : lengths) {
