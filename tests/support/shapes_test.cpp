@@ -91,6 +91,12 @@ std::vector<NamedProblem> test_convolutions() {
                             "n8_h4_w4_c160_k960_r1_acc", "n3_h7_w9_c136_k72_r1_acc"}) {
     add("pointwise", added, "dgrad");
   }
+  // Long reductions: more slices of channels than a ring has stages, parts of tiles and of slices, one pixel,
+  // several tiles for some of 132 blocks.
+  for (const char* deep : {"n9_h5_w7_c648_k168_r1", "n9_h5_w7_c168_k648_r1", "n3_h7_w9_c72_k136_r1",
+                           "n1_h1_w1_c40_k40_r1", "n133_h16_w16_c72_k72_r1"}) {
+    add("deep", deep, "fwd,dgrad");
+  }
   // Few channels: each class of them full and not, one pixel, rows that make no whole group; two turns for
   // some of the warps of 132 blocks, or of twice or thrice as many.
   for (const char* few :
