@@ -43,6 +43,7 @@ KILN_TABLES(Conv2dWgrad,
              conv2d_wgrad_wgmma,
              conv2d_wgrad_few_channels,
              conv2d_wgrad_mma_sync,
+             conv2d_wgrad_register_tma,
              conv2d_wgrad_register_tile,
              conv2d_wgrad_smem_tile,
              conv2d_wgrad_naive
