@@ -11,15 +11,9 @@
 // cpu_reference/conv2d_naive.cpp.
 #include "kernels/common/check.h"
 #include "kernels/common/early_launch.cuh"
-#include "kernels/common/fast_divisor.cuh"
 #include "kernels/common/grid.h"
-#include "kernels/common/mbarrier.cuh"
-#include "kernels/common/mma.cuh"
-#include "kernels/common/tensor_map.h"
-#include "kernels/common/tma.cuh"
-#include "kernels/conv2d/conv2d_register_plan.h"
+#include "kernels/conv2d/conv2d_register_tma.cuh"
 #include "kernels/conv2d/conv2d_split_sum.cuh"
-#include "kernels/conv2d/conv2d_wgmma_gather.cuh"
 
 namespace kiln {
 namespace {
@@ -52,14 +46,6 @@ struct Box {
 __device__ __forceinline__ Box box_at(const WgradBoxShape& g, int box, int span) {
   const int tap = box / g.tap_boxes, read = tap < g.taps ? tap : 0;
   return {(box - tap * g.tap_boxes) * span, tap, read / g.s, read % g.s};
-}
-
-__device__ __forceinline__ Vec<float, 4> load_four(uint32_t from) {
-  Vec<float, 4> v;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.v[0]), "=f"(v.v[1]), "=f"(v.v[2]), "=f"(v.v[3])
-               : "r"(from));
-  return v;
 }
 
 // acc += A^T * B of one step. Each row of results turns back where the last one ended, so that a value of B
@@ -196,11 +182,7 @@ Plan<Conv2dWgrad::Args> plan_boxes(const Conv2dProblem& p, const Device& device)
                                .by_p = FastDivisor(p.p()),
                                .by_q = FastDivisor(p.q())};
   const auto kernel = conv2d_wgrad_register_tma_kernel<T>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSmemBytes),
-             "conv2d_wgrad_register_tma: shared memory");
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                  cudaSharedmemCarveoutMaxShared),
-             "conv2d_wgrad_register_tma: shared memory");
+  allow_shared_memory(kernel, T::kSmemBytes, "conv2d_wgrad_register_tma: shared memory");
   return Plan<Conv2dWgrad::Args>(
       sizeof(float) * (partial_floats + row_floats), [=](const Conv2dWgrad::Args& a, void* workspace) {
         require_aligned_args(&a, sizeof a);
@@ -242,12 +224,9 @@ extern const Impl<Conv2dWgrad> conv2d_wgrad_register_tma = {
     .name = "register_tma",
     .supports =
         [](const Conv2dProblem& p, const Device& device) {
-          if (device.sm != 90) return Support::no("the copy engine needs compute capability 9.0");
           if (p.x_channels() % 4 != 0) return Support::no("cs must be a multiple of 4");
           if (p.k % 4 != 0) return Support::no("output channels must be a multiple of 4");
-          if (p.stride_h > 8 || p.stride_w > 8)
-            return Support::no("strides must be at most 8 (im2col steps)");
-          return register_tile_supports(p);
+          return register_tma_supports(p, device);
         },
     .plan =
         [](const Conv2dProblem& p, const Device& device, std::string_view config) {
