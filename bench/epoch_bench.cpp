@@ -139,7 +139,7 @@ TrainOptions EpochBench::train_options(const EpochRow& row) {
   o.epochs = 1e6;                                 // a measurement ends it
   o.lr = row.device->is_cuda() ? 0.02f : 0.005f;  // low enough for the loss to fall from the first steps on
   o.augment_pad = options_.augment ? 4 : 0;
-  o.augment_flip = options_.augment;
+  o.augment_flip = options_.augment ? Flip::kRandom : Flip::kNone;
   return o;
 }
 

@@ -1,6 +1,5 @@
 // augment on all cores: a thread owns images. A pixel has 256 values, so each channel's normalisation is a
-// table of 256 floats, made once a launch; a row is then look-ups over the columns that lie inside the source
-// image.
+// table of 256 floats, made once a launch; a row is then look-ups over the columns that show a pixel.
 #include <algorithm>
 #include <cstdint>
 
@@ -19,14 +18,15 @@ void augment_row(const AugmentProblem& p, const AugmentDraw& draw, int h,
                  const uint8_t* image,  // [H,W,C]
                  const float* table,    // [C,256]
                  float* y) {            // [W,c_stride]
-  const int stride = p.y_channels(), row = h + draw.dy;
+  const int stride = p.y_channels(), row = source_index(p, h + draw.dy, p.h);
   std::fill_n(y, static_cast<long long>(p.w) * stride, 0.0f);
-  if (row < 0 || row >= p.h) return;
-  // The crop's columns [begin, end) lie inside the image.
-  const int begin = std::max(0, -draw.dx), end = std::min(p.w, p.w - draw.dx);
+  if (row < 0) return;
+  // The crop's columns [begin, end) show pixels: with zeros those inside the image.
+  const bool zero = p.pad_mode == PadMode::kZero;
+  const int begin = zero ? std::max(0, -draw.dx) : 0, end = zero ? std::min(p.w, p.w - draw.dx) : p.w;
   const uint8_t* source = image + static_cast<long long>(row) * p.w * p.c;
   for (int column = begin; column < end; ++column) {
-    const uint8_t* pixel = source + static_cast<long long>(column + draw.dx) * p.c;
+    const uint8_t* pixel = source + static_cast<long long>(source_index(p, column + draw.dx, p.w)) * p.c;
     float* out = y + static_cast<long long>(draw.flip ? p.w - 1 - column : column) * stride;
     for (int c = 0; c < p.c; ++c) out[c] = table[c * kLevels + pixel[c]];
   }
@@ -52,8 +52,8 @@ void augment_fwd(const AugmentProblem& p, const AugmentFwd::Args& a, void* works
   const long long row = static_cast<long long>(p.w) * p.y_channels();
 #pragma omp parallel for schedule(static) if (p.n > 1)
   for (int n = 0; n < p.n; ++n) {
-    const AugmentDraw draw = draw_augment(p, step, n);
     const int32_t source = order[step.batch_offset + n];
+    const AugmentDraw draw = draw_augment(p, step, n, source);
     const uint8_t* image = images + static_cast<long long>(source) * p.h * p.w * p.c;
     static_cast<int32_t*>(a.y_labels)[n] = static_cast<const int32_t*>(a.labels)[source];
     for (int h = 0; h < p.h; ++h) augment_row(p, draw, h, image, table, f32(a.y) + (1LL * n * p.h + h) * row);

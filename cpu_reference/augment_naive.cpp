@@ -17,8 +17,8 @@ void augment_fwd(const AugmentProblem& p, const AugmentFwd::Args& a) {
   float* y = f32(a.y);                                            // [N,H,W,c_stride]
   int32_t* y_labels = static_cast<int32_t*>(a.y_labels);          // [N]
   for (int n = 0; n < p.n; ++n) {
-    const AugmentDraw draw = draw_augment(p, step, n);
     const int32_t source = order[step.batch_offset + n];
+    const AugmentDraw draw = draw_augment(p, step, n, source);
     const uint8_t* image = images + static_cast<long long>(source) * p.h * p.w * p.c;
     y_labels[n] = labels[source];
     for (int h = 0; h < p.h; ++h) {

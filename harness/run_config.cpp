@@ -61,6 +61,12 @@ void fill_choices(const Json& options, TrainFlags* f) {
   }
 }
 
+// A run of before --flip has true or false.
+void fill_flip(const Json& options, TrainFlags* f) {
+  if (!options.at("flip").is_boolean()) return fill(options, "flip", &f->flip);
+  if (!f->flip) f->flip = name_of(options.at("flip").get<bool>() ? Flip::kRandom : Flip::kNone);
+}
+
 template <class T>
 void fill(const Json& value, T* where) {
   if (*where == T{}) *where = value.get<T>();
@@ -137,6 +143,7 @@ void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
     fill(options, "warmup_epochs", &f->warmup);
     fill(options, "batch", &f->batch);
     fill(options, "pad", &f->pad);
+    fill_if_there(options, "pad_mode", &f->pad_mode);
     fill(options, "cutout", &f->cutout);
     fill(options, "lr", &f->lr);
     fill(options, "weight_decay", &f->weight_decay);
@@ -149,7 +156,12 @@ void fill_from_run(const Json& config, bool seed_given, TrainFlags* f) {
     fill(options.at("precision"), &f->common.precision);
     fill(options.at("impl"), &f->common.impl);
     fill(config.at("device").at("kind"), &f->common.device);
-    f->no_flip = f->no_flip || !options.at("flip").get<bool>();
+    fill_flip(options, f);
+    const bool zero_init = options.value("zero_init_residual", false);
+    if (f->zero_init_residual && !zero_init) {
+      fail_usage("--zero-init-residual: a resumed run keeps the weights it began with");
+    }
+    f->zero_init_residual = zero_init;
     const auto seed = options.at("seed").get<unsigned long long>();
     if (seed_given && f->seed != seed) {
       fail_usage("--seed " + std::to_string(f->seed) + ": a resumed run keeps its seed, " +

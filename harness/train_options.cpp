@@ -59,6 +59,8 @@ void check_train_options(const TrainOptions& o, const TrainFlags& f) {
   require_flag(std::isfinite(o.weight_decay) && o.weight_decay >= 0, "--weight-decay", "must be at least 0");
   require_flag(o.label_smoothing >= 0 && o.label_smoothing < 1, "--label-smoothing", "must be in [0, 1)");
   require_flag(o.augment_pad >= 0, "--pad", "must be at least 0");
+  require_flag(o.augment_pad_mode == PadMode::kZero || o.augment_pad > 0, "--pad-mode reflect",
+               "needs --pad above 0");
   require_flag(o.augment_cutout >= 0, "--cutout", "must be at least 0");
   require_flag(f.profile || !f.profile_steps, "--profile-steps", "needs --profile");
   require_flag(!f.profile || o.cuda_graph, "--profile",
@@ -80,7 +82,7 @@ TrainOptions recipe_for(const std::string& network, Optimizer optimizer) {
   o.weight_decay = 5e-4f;
   o.label_smoothing = 0.1f;
   o.augment_pad = 4;
-  o.augment_flip = true;
+  o.augment_flip = Flip::kRandom;
   if (name == "resnet18") {
     o.epochs = 30;
     o.lr = 0.4f;
@@ -139,8 +141,15 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
   option("--clip-norm", f.clip_norm, "largest norm of the whole gradient, 0: no clipping (0)");
   option("--label-smoothing", f.label_smoothing, "in [0, 1) (0.1)");
   option("--pad", f.pad, "random crop after padding by this many pixels (4)");
-  app.add_flag("--no-flip", f.no_flip, "no random left-right flip")->group(recipe);
+  option("--pad-mode", f.pad_mode,
+         "what the padding shows: zero (the mean) or reflect, the image mirrored (zero)");
+  option(
+      "--flip", f.flip,
+      "left-right mirroring: random, alternate (each image both ways in every two epochs) or none (random)");
   option("--cutout", f.cutout, "side of a random square set to the mean, pixels (0: none)");
+  app.add_flag("--zero-init-residual", f.zero_init_residual,
+               "the last batchnorm of each residual branch starts with gamma 0")
+      ->group(recipe);
   app.add_option("--max-steps", f.max_steps, "stop after this many steps (default: no limit)")
       ->check(above_zero());
   app.add_option("--eval-every", f.eval_every, "also evaluate after every N epochs; not in train_seconds")
@@ -214,7 +223,9 @@ TrainOptions make_train_options(const TrainFlags& f, const std::string& network,
   override_with(o.augment_cutout, f.cutout);
   if (f.schedule) o.schedule = schedule_from_name(*f.schedule);
   if (f.no_nesterov) o.nesterov = false;
-  if (f.no_flip) o.augment_flip = false;
+  o.zero_init_residual = f.zero_init_residual;
+  if (f.pad_mode) o.augment_pad_mode = pad_mode_from_name(*f.pad_mode);
+  if (f.flip) o.augment_flip = flip_from_name(*f.flip);
   // A shorter run than the recipe's warms up for the same share of it.
   if (f.epochs) o.warmup_epochs = std::min(o.warmup_epochs, 0.25 * o.epochs);
   override_with(o.warmup_epochs, f.warmup);
@@ -242,8 +253,10 @@ nlohmann::ordered_json options_json(const TrainOptions& o) {
                                  {"clip_norm", decimal(o.clip_norm)},
                                  {"label_smoothing", decimal(o.label_smoothing)},
                                  {"pad", o.augment_pad},
-                                 {"flip", o.augment_flip},
+                                 {"pad_mode", name_of(o.augment_pad_mode)},
+                                 {"flip", name_of(o.augment_flip)},
                                  {"cutout", o.augment_cutout},
+                                 {"zero_init_residual", o.zero_init_residual},
                                  {"shuffle", o.shuffle},
                                  {"fusions_off", o.fusions_off},
                                  {"fusions_on", o.fusions_on},

@@ -20,7 +20,7 @@ struct TrainFlags {
   long long max_steps = 0;
   int eval_every = 0;   // epochs, 0: only at the end
   int drain_every = 0;  // steps, 0: by device
-  bool no_nesterov = false, no_flip = false, no_cuda_graph = false;
+  bool no_nesterov = false, zero_init_residual = false, no_cuda_graph = false;
   bool profile = false, nvtx = false;
   int profile_steps = 0;  // 0: by device
   int profile_rows = 15;
@@ -29,7 +29,7 @@ struct TrainFlags {
   std::optional<int> batch, pad, cutout;
   std::optional<float> lr, momentum, weight_decay, label_smoothing, beta1, beta2, adam_eps, clip_norm;
   std::optional<float> step_factor;
-  std::optional<std::string> schedule, optimizer;
+  std::optional<std::string> schedule, optimizer, flip, pad_mode;
 };
 
 void add_train_options(CLI::App& app, TrainFlags& flags);

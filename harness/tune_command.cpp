@@ -133,7 +133,7 @@ std::vector<Task> tasks_of_network(const Flags& flags, const Device& device, DTy
                  .training = training,
                  .dtype = dtype,
                  .impl = ImplChoice(flags.common.impl),
-                 .augment = {.m = static_cast<int>(data.train.count()), .pad = 4, .flip = true}});
+                 .augment = {.m = static_cast<int>(data.train.count()), .pad = 4, .flip = Flip::kRandom}});
       for (const Step& step : list.steps) {
         if (step.problem.empty()) continue;
         const PassInfo& pass = find_pass(step.pass);

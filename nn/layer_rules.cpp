@@ -1,5 +1,6 @@
 #include "nn/layer_rules.h"
 
+#include <algorithm>
 #include <map>
 
 #include "kernels/common/error.h"
@@ -143,6 +144,21 @@ ShapedNetwork infer_shapes(const NetworkDescription& network, const ValueShape& 
                ", one logit a class of the data");
   }
   return shaped;
+}
+
+std::vector<int> residual_batchnorms(const ShapedNetwork& network) {
+  std::vector<int> depth(network.shapes.size(), 0);  // layers on the longest path to a value
+  std::vector<int> found;
+  for (int i = 0; i < network.layers(); ++i) {
+    const std::vector<int>& inputs = network.inputs[i];
+    for (const int value : inputs) depth[i + 1] = std::max(depth[i + 1], depth[value] + 1);
+    if (network.layer(i).type != "add" || depth[inputs[0]] == depth[inputs[1]]) continue;
+    const int branch = depth[inputs[0]] > depth[inputs[1]] ? inputs[0] : inputs[1];
+    if (network.layer(branch - 1).type == "batchnorm" && network.consumers[branch].size() == 1) {
+      found.push_back(branch - 1);
+    }
+  }
+  return found;
 }
 
 Conv2dProblem conv2d_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype) {

@@ -52,6 +52,11 @@ struct ShapedNetwork {
 // Throws Error naming the layer, what it got and what it needs.
 ShapedNetwork infer_shapes(const NetworkDescription& network, const ValueShape& input, int classes);
 
+// The batchnorms that end a residual branch, one of each add at most: its input from the longer path (in
+// layers), where that is a batchnorm that the add alone reads. The shorter path is the shortcut, which may
+// end in a batchnorm too; of equally long paths neither is the branch.
+std::vector<int> residual_batchnorms(const ShapedNetwork& network);
+
 // The problems of a layer with this input, for n images. They validate.
 Conv2dProblem conv2d_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype);
 BatchnormProblem batchnorm_problem(const LayerDescription& layer, const ValueShape& in, int n, DType dtype);

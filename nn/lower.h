@@ -42,8 +42,8 @@ struct LowerOptions {
   DType dtype = DType::kF32;
   Fusions fusions = {};
   ImplChoice impl = {};
-  // Of `augment`, m, pad, flip and cut count; the rest is filled in. With m = 0 there is no input phase: the
-  // caller writes the input and the labels.
+  // Of `augment`, m, pad, pad_mode, flip and cut count; the rest is filled in. With m = 0 there is no input
+  // phase: the caller writes the input and the labels.
   AugmentProblem augment{.m = 0};
   float label_smoothing = 0;
   OptimizerOptions optimizer = {};

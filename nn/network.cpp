@@ -6,7 +6,8 @@
 
 namespace kiln {
 
-Network::Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64_t seed, Optimizer optimizer)
+Network::Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64_t seed, Optimizer optimizer,
+                 bool zero_init_residual)
     : backend_(backend),
       shaped_(std::move(shaped)),
       layout_(shaped_),
@@ -25,7 +26,7 @@ Network::Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64
   if (optimizer == Optimizer::kAdamw) second_moment_ = backend->allocate(bytes);
   statistics_ = backend->allocate(layout_.statistics_elements() * sizeof(float));
   if (precision == DType::kBF16) weights_ = backend->allocate(layout_.slab_elements() * sizeof(uint16_t));
-  upload_masters(layout_.initial_parameters(seed));
+  upload_masters(layout_.initial_parameters(seed, zero_init_residual));
   const std::vector<float> statistics = layout_.initial_statistics();
   backend->upload(statistics_.get(), statistics.data(), statistics.size() * sizeof(float));
   batches_tracked_.assign(layout_.trackers().size(), 0);

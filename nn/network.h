@@ -24,7 +24,7 @@ class Network {
   // Allocates the slabs and draws the initial weights. `precision` is fp32 or bf16; `optimizer` decides which
   // state there is room for.
   Network(Backend* backend, ShapedNetwork shaped, DType precision, uint64_t seed,
-          Optimizer optimizer = Optimizer::kSgd);
+          Optimizer optimizer = Optimizer::kSgd, bool zero_init_residual = false);
 
   const ShapedNetwork& shaped() const { return shaped_; }
   const ParameterLayout& layout() const { return layout_; }

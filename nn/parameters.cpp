@@ -1,5 +1,6 @@
 #include "nn/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -76,7 +77,7 @@ void ParameterLayout::add_weights(int index, const LayerDescription& layer, Para
   if (layer.bias) add(index, layer.id + ".bias", ParameterKind::kBias, {outputs}, bound);
 }
 
-ParameterLayout::ParameterLayout(const ShapedNetwork& network) {
+ParameterLayout::ParameterLayout(const ShapedNetwork& network) : network_(network.description.name) {
   for (int i = 0; i < network.layers(); ++i) {
     const LayerDescription& layer = network.layer(i);
     const ValueShape& in = network.in(i);
@@ -96,6 +97,10 @@ ParameterLayout::ParameterLayout(const ShapedNetwork& network) {
       }
       trackers_.push_back(layer.id + ".num_batches_tracked");
     }
+  }
+  const std::vector<int> ends = residual_batchnorms(network);
+  for (Parameter& p : parameters_) {
+    p.ends_residual = p.kind == ParameterKind::kGamma && std::ranges::count(ends, p.layer) > 0;
   }
   for (bool decayed : {true, false}) {
     for (Parameter& p : parameters_) {
@@ -130,7 +135,11 @@ const Statistic& ParameterLayout::statistic(int layer, bool mean) const {
   fail_failure("layer " + std::to_string(layer) + " has no statistics");
 }
 
-std::vector<float> ParameterLayout::initial_parameters(uint64_t seed) const {
+std::vector<float> ParameterLayout::initial_parameters(uint64_t seed, bool zero_init_residual) const {
+  if (zero_init_residual && std::ranges::none_of(parameters_, &Parameter::ends_residual)) {
+    fail_usage("zero_init_residual: network '" + network_ +
+               "' has no residual branch that ends in a batchnorm before its add");
+  }
   std::vector<float> slab(slab_elements_, 0.0f);
   for (size_t index = 0; index < parameters_.size(); ++index) {
     const Parameter& p = parameters_[index];
@@ -138,7 +147,8 @@ std::vector<float> ParameterLayout::initial_parameters(uint64_t seed) const {
     Philox4 draw{};
     for_each_element(p, [&](size_t torch, size_t inside) {
       if (p.bound == 0) {
-        slab[p.offset + inside] = p.kind == ParameterKind::kGamma ? 1.0f : 0.0f;
+        const bool one = p.kind == ParameterKind::kGamma && !(zero_init_residual && p.ends_residual);
+        slab[p.offset + inside] = one ? 1.0f : 0.0f;
         return;
       }
       if (torch % 4 == 0)

@@ -18,6 +18,7 @@ struct Parameter {
   std::vector<int64_t> shape;  // PyTorch's: conv OIHW (depthwise: I = 1), linear [out, in], else [channels]
   int from_h = 1, from_w = 1;  // linear behind a flatten: the image's height and width
   double bound = 0;            // of the uniform initial distribution, 0: constant (gamma 1, beta 0)
+  bool ends_residual = false;  // gamma of one of residual_batchnorms
   size_t offset = 0;           // elements from the slab's start
   long long count() const;
   bool decayed() const {  // a conv or linear weight
@@ -59,8 +60,10 @@ class ParameterLayout {
 
   // The slab at the start: PyTorch's default distributions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights
   // and biases of conv and linear layers, from Philox keyed by (seed, index of the parameter, element in
-  // PyTorch's order): independent of the inner layout and of the device.
-  std::vector<float> initial_parameters(uint64_t seed) const;
+  // PyTorch's order): independent of the inner layout and of the device. zero_init_residual: the gammas that
+  // end a residual branch are 0 instead of 1, so that each block starts as its shortcut; throws Error where
+  // the network has none.
+  std::vector<float> initial_parameters(uint64_t seed, bool zero_init_residual = false) const;
   std::vector<float> initial_statistics() const;
 
  private:
@@ -71,6 +74,7 @@ class ParameterLayout {
   std::vector<Parameter> parameters_;
   std::vector<Statistic> statistics_;
   std::vector<std::string> trackers_;
+  std::string network_;
   size_t slab_elements_ = 0, decayed_elements_ = 0, statistics_elements_ = 0;
 };
 

@@ -23,6 +23,7 @@ class StepProbe {
     float label_smoothing = 0;
     OptimizerOptions optimizer = {};
     uint64_t seed = 0;
+    bool zero_init_residual = false;
   };
   // By PyTorch's names, in PyTorch's layouts; running_mean and running_var too.
   using Tensors = std::map<std::string, std::vector<float>>;

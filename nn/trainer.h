@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "data/dataset.h"
+#include "kernels/augment/augment.h"
 #include "kernels/common/device.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/impl_choice.h"
@@ -28,6 +29,7 @@ struct TrainOptions {
   DType precision = DType::kF32;  // fp32 or bf16 (CUDA only)
   ImplChoice impl;
   uint64_t seed = 0;
+  bool zero_init_residual = false;  // see ParameterLayout::initial_parameters
   int batch = 512;
   int eval_batch = 0;       // images a step of evaluation, 0: the larger of batch and 500
   double epochs = 1;        // may be fractional, at most kMostEpochs
@@ -46,7 +48,8 @@ struct TrainOptions {
   float weight_decay = 5e-4f;  // on conv and linear weights; biases and batchnorm parameters have none
   float label_smoothing = 0.0f;
   int augment_pad = 4;
-  bool augment_flip = true;
+  PadMode augment_pad_mode = PadMode::kZero;
+  Flip augment_flip = Flip::kRandom;
   int augment_cutout = 0;
   bool shuffle = true;
   std::vector<std::string> fusions_off;  // names of fusions that lower() must not do, "all" for every one

@@ -52,7 +52,7 @@ Trainer::State::State(const NetworkDescription& description, const DataPair& dat
     : options(checked(wanted)),
       backend(make_backend(device)),
       network(backend.get(), shaped_for(description, data), options.precision, options.seed,
-              options.optimizer),
+              options.optimizer, options.zero_init_residual),
       train(backend.get(), data.train, data.mean, data.std),
       batch(static_cast<int>(std::min<long long>(options.batch, train.count()))) {
   if (data.test.count() > 0)
@@ -120,6 +120,7 @@ LowerOptions Trainer::State::lower_options(bool training, int size) const {
   o.augment.m = training ? train.count() : test->count();
   if (training) {
     o.augment.pad = options.augment_pad;
+    o.augment.pad_mode = options.augment_pad_mode;
     o.augment.flip = options.augment_flip;
     o.augment.cut = options.augment_cutout;
   }

@@ -36,6 +36,8 @@ TINY = {
 }
 SHORT = ["--device", "cpu", "--threads", "2", "--train-images", "256", "--test-images", "100", "--batch", "48",
          "--epochs", "2", "--lr", "0.05"]
+RECIPE = ["--flip", "alternate", "--pad-mode", "reflect", "--zero-init-residual"]
+RECIPE_OPTIONS = {"flip": "alternate", "pad_mode": "reflect", "zero_init_residual": True}
 
 
 def kiln(*arguments, env=None):
@@ -205,6 +207,33 @@ class Training(Case):
         self.fails("train", "--resume", rest, "--seed", "6", says="keeps its seed")
         self.fails("train", "--resume", self.folder, says="config.json")
 
+    def test_resume_keeps_the_recipe(self):
+        layers = list(TINY["layers"])
+        at = next(i for i, layer in enumerate(layers) if layer["id"] == "sum")
+        layers[at:at + 1] = [{"id": "bn2", "type": "batchnorm"}, {**layers[at], "inputs": ["bn2", "pool"]}]
+        model = self.write_json("residual.json", {**TINY, "layers": layers})
+        straight = self.train("straight", *RECIPE, model=model)
+        first = self.train("first", "--max-steps", "7", *RECIPE, model=model)
+        options = json.loads((first / "config.json").read_text())["options"]
+        self.assertEqual({key: options[key] for key in RECIPE_OPTIONS}, RECIPE_OPTIONS)
+        rest = self.folder / "rest"
+        self.passes("train", "--resume", first, "--out", rest)
+        self.assertEqual((straight / "weights.safetensors").read_bytes(), (rest / "weights.safetensors").read_bytes())
+        plain = self.train("plain", model=model)
+        self.fails("train", "--resume", plain, "--zero-init-residual", says="keeps the weights it began with")
+        self.assertNotEqual((straight / "weights.safetensors").read_bytes(),
+                            (plain / "weights.safetensors").read_bytes())
+
+    def test_resume_of_a_run_with_a_yes_or_no_for_flip(self):
+        for flip, name in ((True, "random"), (False, "none")):
+            run = self.train(f"run_{name}", "--max-steps", "7", "--flip", name)
+            config = json.loads((run / "config.json").read_text())
+            config["options"]["flip"] = flip
+            (run / "config.json").write_text(json.dumps(config))
+            rest = self.folder / f"rest_{name}"
+            self.passes("train", "--resume", run, "--out", rest)
+            self.assertEqual(json.loads((rest / "config.json").read_text())["options"]["flip"], name)
+
 
 class Talking(Case):
     def test_help_and_version(self):
@@ -246,6 +275,12 @@ class BadInput(Case):
         self.fails("train", "--device", "cpu", "--batch", "0", says="--batch")
         self.fails("train", "--device", "cpu", "--lr", "-1", says="--lr")
         self.fails("train", "--device", "cpu", "--schedule", "cosin", says="did you mean 'cosine'")
+        self.fails("train", "--model", self.tiny, "--device", "cpu", "--zero-init-residual",
+                   says="no residual branch that ends in a batchnorm")
+        self.fails("train", "--device", "cpu", "--flip", "alternating", says=["flip", "did you mean 'alternate'"])
+        self.fails("train", "--device", "cpu", "--pad-mode", "reflec", says=["pad mode", "did you mean 'reflect'"])
+        self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "0", says="needs --pad above 0")
+        self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "32", says="reflect needs pad, smaller")
         for epochs in ("0", "nan", "1e30"):
             self.fails("train", "--device", "cpu", "--epochs", epochs, says="--epochs must be above 0")
         for seed in ("-1", "1.5", "99999999999999999999"):

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <map>
 #include <set>
 
 #include "harness/execute.h"
@@ -221,13 +222,16 @@ TEST_P(Edges, GradNormOfWhatIsNotFiniteIsNotFinite) {
 // zeros.
 TEST_P(Edges, AugmentDrawsAreThoseOfTheFormula) {
   constexpr int kN = 7, kM = 12, kSide = 9, kPad = 3, kCut = 4, kOffset = 2;
-  for (const uint32_t epoch : {0u, 5u}) {
+  for (const auto& [epoch, reflect] : {std::pair{0u, false}, {5u, false}, {5u, true}}) {
+    const auto inside = [reflect = reflect](int at) {
+      return !reflect ? at : at < 0 ? -at : at >= kSide ? 2 * kSide - 2 - at : at;
+    };
     StepState step;
     step.seed = 0x123456789abcull;
     step.epoch = epoch;
     step.batch_offset = kOffset;
     each(
-        "augment.fwd", "n7_h9_w9_c1_m12_pad3_flip_cut4",
+        "augment.fwd", std::string("n7_h9_w9_c1_m12_pad3") + (reflect ? "_reflect" : "") + "_flip_cut4",
         [&](HostTensors& in) {
           std::memcpy(named(in, "step").data.data(), &step, sizeof step);
           for (int i = 0; i < kM * kSide * kSide; ++i) {
@@ -248,16 +252,59 @@ TEST_P(Edges, AugmentDrawsAreThoseOfTheFormula) {
             const int top = below(e.v[0], kSide) - kCut / 2, left = below(e.v[1], kSide) - kCut / 2;
             for (int h = 0; h < kSide; ++h) {
               for (int w = 0; w < kSide; ++w) {
-                const int row = h + dy, column = (flip ? kSide - 1 - w : w) + dx;
+                const int row = inside(h + dy), column = inside((flip ? kSide - 1 - w : w) + dx);
                 const bool cut = h >= top && h < top + kCut && w >= left && w < left + kCut;
-                const bool inside = row >= 0 && row < kSide && column >= 0 && column < kSide;
-                const float wanted = inside && !cut ? static_cast<float>(1 + row * kSide + column) : 0;
+                const bool shown = row >= 0 && row < kSide && column >= 0 && column < kSide;
+                const float wanted = shown && !cut ? static_cast<float>(1 + row * kSide + column) : 0;
                 ASSERT_NEAR(out("y").template as<float>()[(i * kSide + h) * kSide + w], wanted, 0.3f)
                     << what << " epoch " << epoch << " image " << i << " at " << h << "," << w;
               }
             }
           }
         });
+  }
+}
+
+// Images of two pixels, 1 + j and 101 + j, so that the first tells image and side; each epoch has its order.
+TEST_P(Edges, AlternateFlipShowsEachImageBothWaysInTwoEpochs) {
+  constexpr int kM = 64;
+  std::map<std::string, std::vector<std::set<bool>>> sides;  // of a case, of each image
+  std::map<std::string, int> mirrored;                       // of a case, in the first epoch
+  for (const uint32_t epoch : {6u, 7u}) {
+    StepState step;
+    step.seed = 0x123456789abcull;
+    step.epoch = epoch;
+    each(
+        "augment.fwd", "n64_h1_w2_c1_m64_altflip",
+        [&](HostTensors& in) {
+          std::memcpy(named(in, "step").data.data(), &step, sizeof step);
+          for (int j = 0; j < kM; ++j) {
+            named(in, "images").data[static_cast<size_t>(2 * j)] = static_cast<unsigned char>(1 + j);
+            named(in, "images").data[static_cast<size_t>(2 * j + 1)] = static_cast<unsigned char>(101 + j);
+            named(in, "order").as<int32_t>()[j] = static_cast<int32_t>((j * 5 + 11 * epoch) % kM);
+          }
+          put(in, "mean", {0});
+          put(in, "std", {1.0f / 255});
+        },
+        [&](const std::string& what, const auto& out) {
+          sides[what].resize(kM);
+          for (int i = 0; i < kM; ++i) {
+            const int j = static_cast<int>((i * 5 + 11 * epoch) % kM);
+            const uint32_t bit =
+                philox(step.seed, PhiloxStream::kAugment, static_cast<uint64_t>(j), 2).v[0] >> 31;
+            const bool flip = (bit + epoch) % 2 == 1;
+            const float* pixels = out("y").template as<float>() + 2 * i;
+            ASSERT_NEAR(pixels[flip ? 1 : 0], 1 + j, 0.6f) << what << " epoch " << epoch << " image " << j;
+            ASSERT_NEAR(pixels[flip ? 0 : 1], 101 + j, 0.6f) << what << " epoch " << epoch << " image " << j;
+            sides[what][static_cast<size_t>(j)].insert(pixels[0] > pixels[1]);
+            mirrored[what] += epoch == 6 && pixels[0] > pixels[1];
+          }
+        });
+  }
+  for (const auto& [what, images] : sides) {
+    for (const std::set<bool>& seen : images) EXPECT_EQ(seen.size(), 2u) << what;
+    EXPECT_GT(mirrored[what], kM / 4) << what;
+    EXPECT_LT(mirrored[what], 3 * kM / 4) << what;
   }
 }
 

@@ -217,7 +217,7 @@ TrainOptions options_of(DType precision) {
   o.epochs = 8;
   o.lr = 0.05f;
   o.augment_pad = 0;
-  o.augment_flip = false;
+  o.augment_flip = Flip::kNone;
   o.drain_every = 7;
   return o;
 }
@@ -278,7 +278,7 @@ TEST_F(NnCuda, FirstStepsLossIsTheCpus) {
   const DataPair data = test::tiny_data(250, 41);
   TrainOptions o = options_of(DType::kF32);
   o.augment_pad = 2;
-  o.augment_flip = true;
+  o.augment_flip = Flip::kRandom;
   o.augment_cutout = 3;
   o.max_steps = 2;
   const Outcome cpu = run_trainer(cpu_device(), o, data), gpu = run_trainer(cuda_device(), o, data);

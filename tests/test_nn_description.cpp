@@ -239,5 +239,51 @@ TEST(NnParameters, SlabIsAlignedAndDecayedFirst) {
   EXPECT_NE(slab, layout.initial_parameters(8));
 }
 
+// Names of the batchnorms whose gamma is 0 at the start; nothing else differs.
+std::vector<std::string> zeroed(const ShapedNetwork& network) {
+  const ParameterLayout layout(network);
+  const std::vector<float> usual = layout.initial_parameters(7), slab = layout.initial_parameters(7, true);
+  std::vector<std::string> names;
+  size_t differ = 0, expected = 0;
+  for (size_t i = 0; i < slab.size(); ++i) differ += slab[i] != usual[i];
+  for (const Parameter& p : layout.parameters()) {
+    if (slab[p.offset] == usual[p.offset]) continue;
+    for (long long i = 0; i < p.count(); ++i) {
+      EXPECT_EQ(slab[p.offset + i], 0.0f) << p.name;
+      EXPECT_EQ(usual[p.offset + i], 1.0f) << p.name;
+    }
+    expected += static_cast<size_t>(p.count());
+    names.push_back(network.layer(p.layer).id);
+  }
+  EXPECT_EQ(differ, expected);
+  return names;
+}
+
+TEST(NnParameters, ZeroInitResidualTakesTheBranchesLastBatchnorm) {
+  const ValueShape image = {.h = 32, .w = 32, .c = 3};
+  std::vector<std::string> wanted;
+  for (int layer = 1; layer <= 4; ++layer) {  // and no shortcut's
+    for (int block : {0, 1})
+      wanted.push_back("layer" + std::to_string(layer) + "." + std::to_string(block) + ".bn2");
+  }
+  EXPECT_EQ(zeroed(infer_shapes(builtin_network("resnet18"), image, 10)), wanted);
+  wanted.clear();
+  for (int block : {2, 4, 5, 7, 8, 9, 11, 12, 14, 15})  // the shortcut is the block before, a batchnorm too
+    wanted.push_back("blocks." + std::to_string(block) + ".bn3");
+  EXPECT_EQ(zeroed(infer_shapes(builtin_network("mobilenet_v2"), image, 10)), wanted);
+  // Both ways are equally long; the branch's batchnorm has another reader; the branch ends in a convolution.
+  for (const char* layers :
+       {R"({"id": "a", "type": "batchnorm"}, {"id": "b", "type": "batchnorm", "inputs": ["input"]},
+           {"id": "sum", "type": "add", "inputs": ["a", "b"]},)",
+        R"({"id": "a", "type": "conv2d", "channels": 3, "kernel": 1}, {"id": "b", "type": "batchnorm"},
+           {"id": "sum", "type": "add", "inputs": ["b", "input"]},
+           {"id": "again", "type": "add", "inputs": ["sum", "b"]},)",
+        R"({"id": "b", "type": "batchnorm"}, {"id": "a", "type": "conv2d", "channels": 3, "kernel": 1},
+           {"id": "sum", "type": "add", "inputs": ["a", "input"]},)"}) {
+    const ShapedNetwork network = shaped(layers + std::string(kHead));
+    expect_error([&] { ParameterLayout(network).initial_parameters(1, true); }, {"zero_init_residual"});
+  }
+}
+
 }  // namespace
 }  // namespace kiln

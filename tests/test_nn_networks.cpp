@@ -1,4 +1,5 @@
 // The built-in networks' training step on the CPU, fused against unfused; networks from files; the schema.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "tests/test_nn_support.h"
@@ -13,7 +14,8 @@ std::string document(const std::string& name) {
 }
 
 // `bound`: of the gradients; kinks may fall to the other side where a sum is rounded otherwise.
-void fused_against_unfused(const std::string& name, int batch, double bound) {
+void fused_against_unfused(const std::string& name, int batch, double bound,
+                           bool zero_init_residual = false) {
   SCOPED_TRACE(name);
   const ValueShape input = {.h = 32, .w = 32, .c = 3};
   const std::vector<float> images = test::random_images(batch * input.elements(), 1);
@@ -21,7 +23,8 @@ void fused_against_unfused(const std::string& name, int batch, double bound) {
   std::vector<StepProbe::Tensors> gradients;
   std::vector<double> losses;
   for (const std::vector<std::string>& off : {std::vector<std::string>{}, {"all"}}) {
-    StepProbe probe(builtin_network(name), input, 10, batch, cpu_device(), {.fusions_off = off, .seed = 2});
+    StepProbe probe(builtin_network(name), input, 10, batch, cpu_device(),
+                    {.fusions_off = off, .seed = 2, .zero_init_residual = zero_init_residual});
     probe.forward(images, labels);
     probe.backward();
     losses.push_back(probe.loss());
@@ -35,11 +38,28 @@ TEST(NnNetworks, SmallCnnFusedMatchesUnfused) { fused_against_unfused("small_cnn
 TEST(NnNetworks, Resnet18FusedMatchesUnfused) { fused_against_unfused("resnet18", 2, 1e-2); }
 TEST(NnNetworks, MobilenetV1FusedMatchesUnfused) { fused_against_unfused("mobilenet_v1", 4, 1e-2); }
 TEST(NnNetworks, MobilenetV2FusedMatchesUnfused) { fused_against_unfused("mobilenet_v2", 4, 1e-2); }
+TEST(NnNetworks, ZeroInitResidualFusedMatchesUnfused) {
+  fused_against_unfused("resnet18", 2, 1e-2, true);
+  fused_against_unfused("mobilenet_v2", 4, 1e-2, true);
+}
 TEST(NnNetworks, SmoothTwinsFusedMatchUnfused) {
   for (const char* name : {"small_cnn_smooth", "mobilenet_v1_smooth", "mobilenet_v2_smooth"}) {
     fused_against_unfused(name, 4, 1e-4);
   }
   fused_against_unfused("resnet18_smooth", 2, 1e-4);
+}
+
+// A block starts as its shortcut, and the gamma that holds it there has a gradient to leave with.
+TEST(NnNetworks, ZeroInitResidualStartsAsTheShortcuts) {
+  const ValueShape input = {.h = 32, .w = 32, .c = 3};
+  StepProbe probe(builtin_network("resnet18"), input, 10, 2, cpu_device(),
+                  {.fusions_off = {"all"}, .seed = 2, .zero_init_residual = true});
+  probe.forward(test::random_images(2 * input.elements(), 1), test::some_labels(2, 10));
+  probe.backward();
+  EXPECT_EQ(probe.activation("layer1.1.relu2"), probe.activation("relu"));
+  EXPECT_EQ(probe.activation("layer2.0.add"), probe.activation("layer2.0.shortcut.1"));
+  const std::vector<float> gradient = probe.gradients().at("layer4.1.bn2.weight");
+  EXPECT_TRUE(std::ranges::any_of(gradient, [](float g) { return g != 0; }));
 }
 
 TEST(NnNetworks, ExamplesTrainFromTheirFiles) {
@@ -52,7 +72,7 @@ TEST(NnNetworks, ExamplesTrainFromTheirFiles) {
     o.optimizer = Optimizer::kAdamw;
     o.lr = 3e-3f;
     o.augment_pad = 0;
-    o.augment_flip = false;
+    o.augment_flip = Flip::kNone;
     const DataPair data = test::tiny_data(96, 32, 16);
     Trainer trainer(network, data, cpu_device(), o);
     std::vector<float> losses;

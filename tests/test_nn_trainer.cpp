@@ -42,7 +42,7 @@ TEST(NnTrainer, OverfitsATinyBatch) {
   o.epochs = 80;
   o.lr = 0.05f;
   o.augment_pad = 0;
-  o.augment_flip = false;
+  o.augment_flip = Flip::kNone;
   Trainer trainer(tiny_network(true), data, cpu_device(), o);
   const std::vector<float> losses = train_losses(&trainer);
   ASSERT_EQ(losses.size(), 80u);
@@ -57,7 +57,7 @@ TEST(NnTrainer, LearnsWhatGeneralises) {
   o.epochs = 6;
   o.lr = 0.05f;
   o.augment_pad = 0;
-  o.augment_flip = false;
+  o.augment_flip = Flip::kNone;
   Trainer trainer(tiny_network(true), data, cpu_device(), o);
   const EvalResult before = trainer.evaluate();
   int epochs = 0;
@@ -129,7 +129,7 @@ TEST(NnTrainer, EveryImageIsSeenOnceAnEpoch) {
   o.lr = 0;
   o.epochs = 3;
   o.augment_pad = 0;
-  o.augment_flip = false;
+  o.augment_flip = Flip::kNone;
   o.augment_cutout = 0;
   o.drain_every = 4;
   Trainer trainer(network, data, cpu_device(), o);
@@ -235,7 +235,7 @@ TEST(NnTrainer, AdamwLearns) {
   o.epochs = 8;
   o.lr = 5e-3f;
   o.augment_pad = 0;
-  o.augment_flip = false;
+  o.augment_flip = Flip::kNone;
   o.augment_cutout = 0;
   Trainer trainer(test::tiny_mobile_network(true), tiny_data(256, 101), cpu_device(), o);
   train_losses(&trainer);

@@ -98,6 +98,10 @@ def grad_norm_pass(p, make):
 
 def augment_pass(p, make):
     """Draws, gathers, crops, flips, cuts, normalises and converts; the draws are outputs too, for the check."""
+    if p.get("altflip"):
+        raise NoCounterpart("flips are drawn anew")
+    if p.get("reflect"):
+        raise NoCounterpart("padding is zeros")
     n, h, w, c, pad, cut = p["n"], p["h"], p["w"], p["c"], p.get("pad", 0), p.get("cut", 0)
     padded, m, device = p.get("cs", c), p["m"], make.device
 

@@ -3,23 +3,46 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/common/error.h"
 #include "kernels/common/philox.h"
 #include "kernels/common/problem_string.h"
 
 namespace kiln {
 
+Flip flip_from_name(const std::string& name) {
+  for (const Flip known : {Flip::kNone, Flip::kRandom, Flip::kAlternate}) {
+    if (name == name_of(known)) return known;
+  }
+  fail_usage(unknown_name_message("flip", name, {"random", "alternate", "none"}));
+}
+
+const char* name_of(Flip flip) {
+  return flip == Flip::kNone ? "none" : flip == Flip::kRandom ? "random" : "alternate";
+}
+
+PadMode pad_mode_from_name(const std::string& name) {
+  for (const PadMode known : {PadMode::kZero, PadMode::kReflect}) {
+    if (name == name_of(known)) return known;
+  }
+  fail_usage(unknown_name_message("pad mode", name, {"zero", "reflect"}));
+}
+
+const char* name_of(PadMode mode) { return mode == PadMode::kZero ? "zero" : "reflect"; }
+
 std::string AugmentProblem::str() const {
   ProblemWriter out;
   out.field("n", n).field("h", h).field("w", w).field("c", c).field("m", m);
   if (pad) out.field("pad", pad);
-  out.flag("flip", flip);
+  out.flag("reflect", pad_mode == PadMode::kReflect);
+  out.flag("flip", flip == Flip::kRandom).flag("altflip", flip == Flip::kAlternate);
   if (cut) out.field("cut", cut);
   if (c_stride) out.field("cs", c_stride);
   return out.str();
 }
 
 AugmentProblem AugmentProblem::parse(std::string_view text, DType dtype) {
-  const ProblemReader in("augment", text, {"n", "h", "w", "c", "m", "pad", "cut", "cs"}, {"flip"});
+  const ProblemReader in("augment", text, {"n", "h", "w", "c", "m", "pad", "cut", "cs"},
+                         {"reflect", "flip", "altflip"});
   AugmentProblem p;
   p.n = static_cast<int>(in.integer("n"));
   p.h = static_cast<int>(in.integer("h"));
@@ -27,7 +50,11 @@ AugmentProblem AugmentProblem::parse(std::string_view text, DType dtype) {
   p.c = static_cast<int>(in.integer("c"));
   p.m = in.integer("m");
   p.pad = static_cast<int>(in.integer("pad", 0));
-  p.flip = in.flag("flip");
+  p.pad_mode = in.flag("reflect") ? PadMode::kReflect : PadMode::kZero;
+  p.flip = in.flag("altflip") ? Flip::kAlternate : in.flag("flip") ? Flip::kRandom : Flip::kNone;
+  if (in.flag("altflip") && in.flag("flip")) {
+    fail_problem("augment", std::string(text), "flip and altflip exclude each other");
+  }
   p.cut = static_cast<int>(in.integer("cut", 0));
   p.c_stride = static_cast<int>(in.integer("cs", 0));
   p.dtype = dtype;
@@ -48,6 +75,8 @@ void AugmentProblem::validate() const {
   // The draws are 16-bit: see uniform_below.
   rule(h <= 65535 && w <= 65535, "h and w must be at most 65535");
   rule(pad >= 0 && pad <= 32767, "pad must be 0 to 32767");
+  rule(pad_mode == PadMode::kZero || (pad > 0 && pad < h && pad < w),
+       "reflect needs pad, smaller than h and w");
   rule(cut >= 0 && cut <= 65535, "cut must be 0 to 65535");
   rule(c_stride == 0 || c_stride >= c, "cs must be at least c");
   require_indexable("augment", text, "of one image", {h, w, c});

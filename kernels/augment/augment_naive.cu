@@ -32,7 +32,7 @@ __global__ __launch_bounds__(kThreads) void augment_fwd_naive_kernel(
     const int n = i / image_pixels;
     const int at = i % image_pixels;
     const int32_t source = order[step->batch_offset + n];
-    const AugmentDraw draw = draw_augment(p, *step, n);
+    const AugmentDraw draw = draw_augment(p, *step, n, source);
     const int pixel = source_pixel(p, draw, at / p.w, at % p.w);
     const uint8_t* image = images + static_cast<size_t>(source) * image_pixels * p.c;
     for (int c = 0; c < channels; ++c) {

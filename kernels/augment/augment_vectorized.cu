@@ -88,7 +88,7 @@ __global__ __launch_bounds__(kThreads) void augment_fwd_vectorized_kernel(
   }
   if (threadIdx.x == 0) {
     const int32_t source = order[step->batch_offset + n];
-    shared_draw = draw_augment(p, *step, n);
+    shared_draw = draw_augment(p, *step, n, source);
     shared_source = source;
     if (tile == 0) y_labels[n] = labels[source];
   }

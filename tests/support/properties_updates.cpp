@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/augment/augment.h"
 #include "kernels/common/step_state.h"
 #include "tests/support/properties.h"
 #include "tests/support/random_problems.h"
@@ -90,11 +91,18 @@ std::string norm_of_parts(const Trial& trial) {
   return "";
 }
 
+// Padding of 1 to 5, reflected where the image allows it.
+std::string pad_of(const std::string& problem, Draws& d) {
+  const AugmentProblem p = AugmentProblem::parse(problem, DType::kF32);
+  const int pad = d.between(1, 5);
+  return "_pad" + std::to_string(pad) + (pad < std::min(p.h, p.w) && d.chance(50) ? "_reflect" : "");
+}
+
 std::string augmentation(const Trial& trial, Draws& d, bool moves) {
   std::string text = random_problem(trial.op, trial.seed);
-  if (moves && d.chance(60)) text += "_pad" + std::to_string(d.between(1, 5));
+  if (moves && d.chance(60)) text += pad_of(text, d);
   if (moves && d.chance(40)) text += "_cut" + std::to_string(d.between(1, 6));
-  if (d.chance(60)) text += "_flip";
+  if (d.chance(70)) text += d.chance(50) ? "_flip" : "_altflip";
   if (d.chance(30)) text += "_cs8";
   return text;
 }
@@ -141,7 +149,7 @@ std::string augment_batches(const Trial& trial) {
 std::string augment_mirror(const Trial& trial) {
   Draws d(trial.seed + 11000027);
   const std::string text = augmentation(trial, d, false);
-  const bool plain = text.find("_flip") == std::string::npos;
+  const bool plain = text.find("flip") == std::string::npos;
   Probe straight(trial, "fwd", text), mirrored = straight;
   const std::vector<int64_t>& shape = straight.in("images").spec.shape;  // [M,H,W,C]
   const int64_t w = shape[2], c = shape[3], size = shape[1] * w * c;

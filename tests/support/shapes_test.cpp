@@ -504,7 +504,8 @@ std::vector<NamedProblem> test_updates() {
   for (const char* image :
        {"n4_h32_w32_c3_m9", "n3_h7_w9_c1_m5", "n2_h8_w9_c3_m5", "n5_h8_w8_c3_m11", "n1_h16_w12_c4_m3"}) {
     for (const char* moved :
-         {"", "_pad4", "_pad2_flip", "_flip", "_cut4", "_pad4_flip_cut8", "_pad4_cut3", "_flip_cut1"}) {
+         {"", "_pad4", "_pad2_flip", "_flip", "_cut4", "_pad4_flip_cut8", "_pad4_cut3", "_flip_cut1",
+          "_altflip", "_pad3_altflip_cut5", "_pad4_reflect", "_pad6_reflect_flip_cut3"}) {
       for (const char* stride : {"", "_cs8"}) {
         add("augment", std::string(image) + moved + stride);
       }
