@@ -118,6 +118,19 @@ std::vector<NamedProblem> test_convolutions() {
         "n51_h4_w4_c320_k128_r1", "n40_h4_w4_c648_k160_r1", "n3_h8_w8_c384_k96_r1"}) {
     add("slab", slab, "dgrad");
   }
+  // wgrad from memory in lines of 128 bytes, pixels in multiples of 8: each class of channels full and not,
+  // on either side, one chunk and a part of one, more chunks than blocks; chunks of two, four and eight times
+  // as many pixels, rings that are filled again, a last chunk that is not full.
+  for (const char* lines : {"n1_h1_w8_c136_k8_r1",     "n1_h8_w8_c128_k64_r1",    "n3_h8_w9_c72_k40_r1",
+                            "n3_h8_w9_c40_k64_r1",     "n7_h8_w9_c64_k48_r1",     "n3_h8_w9_c152_k8_r1",
+                            "n2_h6_w6_c32_k192_r1",    "n3_h8_w9_c104_k32_r1",    "n1_h9_w8_c24_k144_r1",
+                            "n5_h6_w4_c96_k24_r1",     "n5_h6_w4_c16_k88_r1",     "n9_h8_w5_c40_k24_r1",
+                            "n2_h6_w6_c32_k64_r1",     "n3_h8_w9_c32_k24_r1",     "n9_h8_w5_c8_k32_r1",
+                            "n131_h17_w16_c96_k24_r1", "n131_h17_w16_c32_k72_r1", "n131_h17_w16_c8_k192_r1",
+                            "n135_h28_w36_c24_k24_r1", "n135_h28_w36_c32_k16_r1", "n266_h29_w36_c8_k40_r1",
+                            "n543_h28_w36_c8_k8_r1"}) {
+    add("lines", lines, "wgrad");
+  }
   // Padded maps that a tile sweeps over: pitches of 16, 32 and others, tiles of several images, filters that
   // stay in shared memory and such that do not, several column tiles, slices of channels that are not full.
   for (const char* swept : {"n3_h15_w15_c64_k64_r3", "n2_h31_w31_c24_k64_r3", "n2_h15_w15_c64_k256_r3",
