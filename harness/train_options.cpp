@@ -85,8 +85,12 @@ TrainOptions recipe_for(const std::string& network, Optimizer optimizer) {
   o.augment_flip = Flip::kRandom;
   if (name == "resnet18") {
     o.epochs = 30;
+    o.batch = 256;
     o.lr = 0.4f;
-    o.warmup_epochs = 5;
+    o.warmup_epochs = 2;
+    o.weight_decay = 1e-3f;
+    o.augment_flip = Flip::kAlternate;
+    o.augment_cutout = 8;
   } else if (name == "mobilenet_v1" || name == "mobilenet_v2") {
     o.epochs = 30;
     o.lr = 0.4f;
@@ -117,19 +121,20 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
   app.add_option("--seed", f.seed, "seed of initial weights, order and augmentation")
       ->check(seed_number())
       ->capture_default_str();
-  const std::string recipe = "Recipe (defaults: small_cnn / resnet18 and mobilenets)";
+  const std::string recipe = "Recipe (defaults: small_cnn / resnet18 / mobilenets)";
   const auto option = [&](const char* name, auto& value, const char* text) {
     return app.add_option(name, value, text)->group(recipe);
   };
-  option("--epochs", f.epochs, "passes over the training images, may be fractional (20 / 30)");
-  option("--batch", f.batch, "images a step (512)");
+  option("--epochs", f.epochs, "passes over the training images, may be fractional (20 / 30 / 30)");
+  option("--batch", f.batch, "images a step (512 / 256 / 512)");
   option("--lr", f.lr,
-         "peak learning rate, for the mean gradient of a batch (0.1 / 0.4, adamw 0.002; times batch / 512)");
+         "peak learning rate, for the mean gradient of a batch (0.1 / 0.4 / 0.4, adamw 0.002; times batch / "
+         "512)");
   option("--schedule", f.schedule, "constant, cosine, one_cycle, linear or step (cosine)");
   option("--step-epochs", f.step_epochs,
          "schedule step: epochs from one drop to the next (a third of --epochs)");
   option("--step-factor", f.step_factor, "schedule step: what a drop multiplies the rate with (0.1)");
-  option("--warmup", f.warmup, "epochs of linear warm-up from 0 (4 / 5, at most a quarter of --epochs)");
+  option("--warmup", f.warmup, "epochs of linear warm-up from 0 (4 / 2 / 5, at most a quarter of --epochs)");
   option("--optimizer", f.optimizer, "sgd or adamw (sgd)");
   option("--momentum", f.momentum, "of sgd (0.9)");
   app.add_flag("--no-nesterov", f.no_nesterov, "sgd with plain momentum")->group(recipe);
@@ -137,7 +142,7 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
   option("--beta2", f.beta2, "of adamw (0.999)");
   option("--adam-eps", f.adam_eps, "of adamw (1e-08)");
   option("--weight-decay", f.weight_decay,
-         "on conv and linear weights (0.0005; mobilenets 0.0002; adamw 0.05)");
+         "on conv and linear weights (0.0005 / 0.001 / 0.0002; adamw 0.05)");
   option("--clip-norm", f.clip_norm, "largest norm of the whole gradient, 0: no clipping (0)");
   option("--label-smoothing", f.label_smoothing, "in [0, 1) (0.1)");
   option("--pad", f.pad, "random crop after padding by this many pixels (4)");
@@ -145,8 +150,9 @@ void add_train_options(CLI::App& app, TrainFlags& f) {
          "what the padding shows: zero (the mean) or reflect, the image mirrored (zero)");
   option(
       "--flip", f.flip,
-      "left-right mirroring: random, alternate (each image both ways in every two epochs) or none (random)");
-  option("--cutout", f.cutout, "side of a random square set to the mean, pixels (0: none)");
+      "left-right mirroring: random, alternate (each image both ways in every two epochs) or none (random / "
+      "alternate / random)");
+  option("--cutout", f.cutout, "side of a random square set to the mean, pixels, 0: none (0 / 8 / 0)");
   app.add_flag("--zero-init-residual", f.zero_init_residual,
                "the last batchnorm of each residual branch starts with gamma 0")
       ->group(recipe);

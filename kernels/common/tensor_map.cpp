@@ -28,8 +28,12 @@ void check_encoded(CUresult status, const char* name) {
   }
 }
 
-CUtensorMapSwizzle swizzle_of(uint32_t inner_elements) {
-  return inner_elements == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+CUtensorMapSwizzle swizzle_of(uint32_t inner_bytes) {
+  return inner_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+}
+
+CUtensorMapDataType type_of(int element_bytes) {
+  return element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
 }
 
 constexpr uint64_t kElementBytes = 2;
@@ -46,10 +50,11 @@ CUtensorMap encode_tiled(const TiledMap<kRank>& map) {
     if (i > 0) strides[i - 1] = map.strides[i - 1] * kElementBytes;
   }
   CUtensorMap encoded;
-  check_encoded(encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(map.base), sizes,
-                       strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(map.box[0]),
-                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-                "cuTensorMapEncodeTiled");
+  check_encoded(
+      encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(map.base), sizes, strides,
+             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(map.box[0] * kElementBytes),
+             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+      "cuTensorMapEncodeTiled");
   return encoded;
 }
 
@@ -69,11 +74,9 @@ CUtensorMap make_dense_map(const DenseMap& map) {
     box[i] = map.box[i];
     if (i > 0) strides[i - 1] = (i > 1 ? strides[i - 2] : map.element_bytes) * sizes[i - 1];
   }
-  const auto type =
-      map.element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   CUtensorMap encoded;
-  check_encoded(encode(&encoded, type, 4, const_cast<void*>(map.base), sizes, strides, box, steps,
-                       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+  check_encoded(encode(&encoded, type_of(map.element_bytes), 4, const_cast<void*>(map.base), sizes, strides,
+                       box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
                        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
                 "cuTensorMapEncodeTiled");
   return encoded;
@@ -81,7 +84,9 @@ CUtensorMap make_dense_map(const DenseMap& map) {
 
 CUtensorMap make_im2col_map(const Im2colMap& map) {
   static const auto encode = driver_function<decltype(cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
-  const cuuint64_t pixel = map.channel_stride * kElementBytes;
+  const cuuint64_t pixel = static_cast<cuuint64_t>(map.channel_stride) * map.element_bytes;
+  const auto swizzle =
+      map.swizzled ? swizzle_of(map.channels * map.element_bytes) : CU_TENSOR_MAP_SWIZZLE_NONE;
   const cuuint64_t strides[3] = {pixel, pixel * map.w, pixel * map.w * map.h};
   const cuuint64_t sizes[4] = {static_cast<cuuint64_t>(map.c), static_cast<cuuint64_t>(map.w),
                                static_cast<cuuint64_t>(map.h), static_cast<cuuint64_t>(map.n)};
@@ -90,11 +95,10 @@ CUtensorMap make_im2col_map(const Im2colMap& map) {
   const cuuint32_t steps[4] = {1, static_cast<cuuint32_t>(map.stride_w),
                                static_cast<cuuint32_t>(map.stride_h), 1};
   CUtensorMap encoded;
-  check_encoded(
-      encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(map.base), sizes, strides,
-             lower, upper, map.channels, map.pixels, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             swizzle_of(map.channels), CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-      "cuTensorMapEncodeIm2col");
+  check_encoded(encode(&encoded, type_of(map.element_bytes), 4, const_cast<void*>(map.base), sizes, strides,
+                       lower, upper, map.channels, map.pixels, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+                "cuTensorMapEncodeIm2col");
   return encoded;
 }
 

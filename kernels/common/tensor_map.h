@@ -1,6 +1,6 @@
 // Tensor maps: the descriptors by which TMA finds a tensor. They hold the address, so they are made where
-// buffers are bound. Sizes are given innermost first. All tensors are bf16 and a box's inner extent is one
-// swizzle span, but in a DenseMap.
+// buffers are bound. Sizes are given innermost first. Tensors are bf16 and a box's inner extent is one
+// swizzle span, unless a map says otherwise.
 #pragma once
 
 #include <cuda.h>
@@ -37,11 +37,13 @@ CUtensorMap make_dense_map(const DenseMap& map);
 struct Im2colMap {
   const void* base;      // [n][h][w][channel_stride], 16-byte aligned
   int c, w, h, n;        // sizes; channels from c on read as zeros
-  int channel_stride;    // elements from one pixel to the next, a multiple of 8
+  int channel_stride;    // elements from one pixel to the next, a multiple of 16 bytes
   int lower_w, lower_h;  // each corner within [-128, 127]
   int upper_w, upper_h;
   int stride_w, stride_h;  // 1 to 8
-  int channels, pixels;    // of one load: 32 or 64 channels, at most 256 pixels
+  int channels, pixels;    // of one load: a swizzle span of 64 or 128 bytes, at most 256 pixels
+  int element_bytes = 2;   // 2 (bf16) or 4 (fp32)
+  bool swizzled = true;    // else a load is dense, any multiple of 16 bytes wide
 };
 CUtensorMap make_im2col_map(const Im2colMap& map);
 

@@ -10,6 +10,7 @@
 #include "kernels/conv2d/conv2d_pixel_class.cuh"
 #include "kernels/conv2d/conv2d_register_patch.cuh"
 #include "kernels/conv2d/conv2d_register_plan.h"
+#include "kernels/conv2d/conv2d_register_store.cuh"
 
 namespace kiln {
 namespace {
@@ -75,14 +76,7 @@ __device__ void store_tile(const float (&acc)[Tile::kTm][Tile::kTn], const Conv2
       pixel_class.locate(p, pixel, n, h, w);
       pixel = (n * p.h + h) * p.w + w;
     }
-    const size_t first = static_cast<size_t>(pixel) * p.c_stride;
-#pragma unroll
-    for (int g = 0; g < Tile::kTn; g += 4) {  // channels from C to c_stride have seen zeros only
-      const int c = first_c + place.n(g);
-      float v[4] = {acc[i][g], acc[i][g + 1], acc[i][g + 2], acc[i][g + 3]};
-      if (x) gate4(x + first + c, v, p.c_stride - c, p.c_stride % 4 == 0, p.gate);
-      store4(dx + first + c, v, p.c_stride - c, p.c_stride % 4 == 0, p.accumulate);
-    }
+    store_gradients<Tile>(acc[i], p, pixel, first_c, x, dx);
   }
 }
 
@@ -151,7 +145,18 @@ constexpr RegisterCandidate<Conv2dDgrad> kCandidates[] = {
     register_candidate<Conv2dDgrad, Small>("64x64", 0.95, plan_tile<Small>),
     register_candidate<Conv2dDgrad, Narrow>("128x32", 0.92, plan_tile<Narrow>)};
 
+const RegisterCandidate<Conv2dDgrad>& choose(const Conv2dProblem& p, const Device& device,
+                                             std::string_view config) {
+  const long long pixels = class_pixels(p) * p.stride_h * p.stride_w;
+  return choose_register_tile<Conv2dDgrad>(kCandidates, pixels, p.x_channels(), false, device, config);
+}
+
 }  // namespace
+
+double register_tile_dgrad_cost(const Conv2dProblem& p, const Device& device) {
+  const long long pixels = class_pixels(p) * p.stride_h * p.stride_w;
+  return register_cost(choose(p, device, ""), pixels, p.x_channels(), false, device);
+}
 
 extern const Impl<Conv2dDgrad> conv2d_dgrad_register_tile = {
     .name = "register_tile",
@@ -162,12 +167,8 @@ extern const Impl<Conv2dDgrad> conv2d_dgrad_register_tile = {
             return Support::no("stride_h * stride_w must be below 65536");
           return register_tile_supports(p);
         },
-    .plan =
-        [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-          const long long pixels = class_pixels(p) * p.stride_h * p.stride_w;
-          return choose_register_tile<Conv2dDgrad>(kCandidates, pixels, p.x_channels(), false, device, config)
-              .plan(p, device);
-        },
+    .plan = [](const Conv2dProblem& p, const Device& device,
+               std::string_view config) { return choose(p, device, config).plan(p, device); },
     .configs = [](const Conv2dProblem& p,
                   const Device&) { return register_configs<Conv2dDgrad>(kCandidates, p.x_channels()); }};
 

@@ -16,6 +16,7 @@
 #include "kernels/common/grid.h"
 #include "kernels/common/mbarrier.cuh"
 #include "kernels/common/mma.cuh"
+#include "kernels/common/quad.cuh"
 #include "kernels/common/tensor_map.h"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
@@ -69,20 +70,6 @@ __device__ __forceinline__ void multiply_from_registers(float (&d)[32], const ui
 }
 
 #undef KILN_SLAB_8
-
-// Lane t of a quad has row t of a 4 x 4 matrix of words; after it column t.
-__device__ __forceinline__ void transpose_quad(uint32_t (&v)[4]) {
-  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-  const auto exchange = [](uint32_t& first, uint32_t& next, bool second, int lanes) {
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, second ? first : next, lanes);
-    first = second ? other : first;
-    next = second ? next : other;
-  };
-  exchange(v[0], v[1], odd, 1);
-  exchange(v[2], v[3], odd, 1);
-  exchange(v[0], v[2], high, 2);
-  exchange(v[1], v[3], high, 2);
-}
 
 // Volatile: behind the wait for the launch before, and before the barrier behind it.
 __device__ __forceinline__ void load_words(uint32_t* v, const bf16* from) {

@@ -8,9 +8,9 @@
 // cpu_reference/conv2d_naive.cpp.
 #include "kernels/common/check.h"
 #include "kernels/common/grid.h"
-#include "kernels/conv2d/conv2d_epilogue.cuh"
 #include "kernels/conv2d/conv2d_register_patch.cuh"
 #include "kernels/conv2d/conv2d_register_plan.h"
+#include "kernels/conv2d/conv2d_register_store.cuh"
 #include "kernels/conv2d/conv2d_shape.cuh"
 
 namespace kiln {
@@ -39,32 +39,6 @@ struct FilterCopier {
 };
 
 template <class Tile, bool kFused>
-__device__ void store_tile(const float (&acc)[Tile::kTm][Tile::kTn], unsigned first_m, unsigned pixels,
-                           int first_k, int K, const float* bias,  // [K] or null, not of the fused
-                           const Conv2dEpilogue& e,
-                           float* y) {  // [pixels,K]
-  const RegisterPlace<Tile, true> place;
-#pragma unroll
-  for (int g = 0; g < Tile::kTn; g += 4) {
-    const int k = first_k + place.n(g);
-    float b[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) b[j] = !kFused && bias && k + j < K ? bias[k + j] : 0.0f;
-#pragma unroll
-    for (int i = 0; i < Tile::kTm; ++i) {
-      const unsigned m = first_m + place.m(i);
-      float v[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) v[j] = kFused ? acc[i][g + j] : acc[i][g + j] + b[j];
-      if (m >= pixels) continue;
-      const size_t at = static_cast<size_t>(m) * K + k;
-      if constexpr (kFused) finish_four<float>(v, e, at, k, K);
-      store4(y + at, v, K - k, K % 4 == 0, false);
-    }
-  }
-}
-
-template <class Tile, bool kFused>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_fwd_register_tile_kernel(
     const float* __restrict__ x,     // [N,H,W,c_stride]
     const float* __restrict__ w,     // [K,R,S,C]
@@ -91,7 +65,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void conv2d_fwd_regi
   const FilterCopier<Tile> b(w, first_k, p.k, patch.depth);
   float acc[Tile::kTm][Tile::kTn] = {};
   register_multiply<Tile, true, true>(a, b, (patch.depth + Tile::kDepth - 1) / Tile::kDepth, smem, acc);
-  store_tile<Tile, kFused>(acc, first_m, pixels, first_k, p.k, bias, epilogue, y);
+  store_outputs<Tile, kFused>(acc, first_m, pixels, first_k, p.k, bias, epilogue, y);
 }
 
 template <class Tile>
@@ -120,7 +94,16 @@ constexpr RegisterCandidate<Conv2dFwd> kCandidates[] = {
     register_candidate<Conv2dFwd, Small>("64x64", 0.95, plan_tile<Small>),
     register_candidate<Conv2dFwd, Narrow>("128x32", 0.92, plan_tile<Narrow>)};
 
+const RegisterCandidate<Conv2dFwd>& choose(const Conv2dProblem& p, const Device& device,
+                                           std::string_view config) {
+  return choose_register_tile<Conv2dFwd>(kCandidates, 1LL * p.n * p.p() * p.q(), p.k, false, device, config);
+}
+
 }  // namespace
+
+double register_tile_fwd_cost(const Conv2dProblem& p, const Device& device) {
+  return register_cost(choose(p, device, ""), 1LL * p.n * p.p() * p.q(), p.k, false, device);
+}
 
 extern const Impl<Conv2dFwd> conv2d_fwd_register_tile = {
     .name = "register_tile",
@@ -130,12 +113,8 @@ extern const Impl<Conv2dFwd> conv2d_fwd_register_tile = {
           const Support tile = register_tile_supports(p);
           return tile ? conv2d_epilogue_supports(p) : tile;
         },
-    .plan =
-        [](const Conv2dProblem& p, const Device& device, std::string_view config) {
-          const long long pixels = 1LL * p.n * p.p() * p.q();
-          return choose_register_tile<Conv2dFwd>(kCandidates, pixels, p.k, false, device, config)
-              .plan(p, device);
-        },
+    .plan = [](const Conv2dProblem& p, const Device& device,
+               std::string_view config) { return choose(p, device, config).plan(p, device); },
     .configs = [](const Conv2dProblem& p,
                   const Device&) { return register_configs<Conv2dFwd>(kCandidates, p.k); }};
 

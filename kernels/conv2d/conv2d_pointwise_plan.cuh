@@ -84,10 +84,18 @@ PointwiseLayout pointwise_layout(const WgmmaGather& gather) {
   return layout;
 }
 
+// Clocks of L2 reads of a block's only tile: 64 bytes a clock, what one multiprocessor takes, if enough bytes
+// are under way to cover the 2200 clocks from a copy's start to the refilling of its stage; and the way of
+// the first copy, which nothing hides. Next to it a ring of few stages, beside a filter that stays, is slow.
+template <class Config>
+double pointwise_only_tile_reads(double bytes, int stages) {
+  return bytes / std::min(64.0, stages * (Config::kABytes + Config::kBBytes) / 2200.0) + 600;
+}
+
 // Clocks that a launch is thought to take; only ratios matter. The constants are the H100's: a
 // multiprocessor's share of device memory, of L2, products of 4096 FLOP a clock; a tile's stores run under
 // the next tile's copies, but for the last; dgrad's, and those that are counted, take longer where a tile has
-// a short piece of a row.
+// a short piece of a row; a pair's exchange is 3500 clocks and the store of its half.
 template <class Config, PointwiseFilter kFilter, bool kDgrad>
 double pointwise_cost(const WgmmaGather& gather) {
   const PointwiseLayout layout = pointwise_layout<Config, kFilter>(gather);
@@ -108,8 +116,11 @@ double pointwise_cost(const WgmmaGather& gather) {
   const double results = 2.0 * Config::kBM * std::min(g.columns, Config::kBN) / g.splits;
   const double memory =
       (source / g.column_tiles + results) / std::min(kL2Rate, 13.4 * gather.multiprocessors / active);
-  const double l2 = (source + filter) / kL2Rate, later_l2 = g.resident ? source / kL2Rate : l2;
-  const double exchange = g.splits > 1 ? 2000 + Config::kGroupRows * Config::kBN * 4 / 64.0 : 0;
+  const bool only_tile = waves == 1 && Config::kBlocks == 1;
+  const double l2 =
+      only_tile ? pointwise_only_tile_reads<Config>(source + filter, g.stages) : (source + filter) / kL2Rate;
+  const double later_l2 = g.resident ? source / kL2Rate : l2;
+  const double exchange = g.splits > 1 ? 3500 + Config::kGroupRows * Config::kBN * 4 / 64.0 : 0;
   const bool pieces = (kDgrad ? Config::kBN <= 64 : gather.stats && Config::kBN == 32) && g.column_tiles > 1;
   const double stores = (pieces ? 9600.0 / Config::kBN : 0) + Config::kBN * 4 + exchange;
   const double last = Config::kBN * 8;

@@ -1,4 +1,5 @@
-// Host side of register_tile: what it takes, and the choice among the tiles that a pass is compiled for.
+// Host side of register_tile and register_tma: what they take, and the choice among the tiles that a pass is
+// compiled for.
 #pragma once
 
 #include <algorithm>
@@ -56,13 +57,14 @@ double register_cost(const RegisterCandidate<Pass>& tile, long long rows, int co
 template <class Pass>
 const RegisterCandidate<Pass>& choose_register_tile(std::span<const RegisterCandidate<Pass>> tiles,
                                                     long long rows, int columns, bool splits,
-                                                    const Device& device, std::string_view config) {
+                                                    const Device& device, std::string_view config,
+                                                    std::string_view impl = "register_tile") {
   for (const auto& tile : tiles) {
     if (tile.name == config) return tile;
   }
   if (!config.empty()) {
     std::string message = "conv2d: unknown config '";
-    message.append(config).append("' of register_tile; known:");
+    message.append(config).append("' of ").append(impl).append("; known:");
     for (const auto& tile : tiles) message.append(" ").append(tile.name);
     fail_usage(message);
   }
@@ -70,6 +72,11 @@ const RegisterCandidate<Pass>& choose_register_tile(std::span<const RegisterCand
     return register_cost(tile, rows, columns, splits, device);
   });
 }
+
+// register_cost of the tile that register_tile takes unasked (one multiprocessor's results; speeds relative
+// to its 128x64), for those who choose between it and register_tma.
+double register_tile_fwd_cost(const Conv2dProblem& p, const Device& device);
+double register_tile_dgrad_cost(const Conv2dProblem& p, const Device& device);
 
 // The tiles that are not mostly padding.
 template <class Pass>

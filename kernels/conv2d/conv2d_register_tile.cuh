@@ -102,10 +102,15 @@ __device__ __forceinline__ void register_accumulate(const float* a,  // [kM][16]
         Vec<float, 4> bn[kTn / 4];
 #pragma unroll
         for (int g = 0; g < kTn / 4; ++g) bn[g] = Vec<float, 4>::load(b + d * Tile::kN + b0 + g * 16);
+          // Both across: a row turns back where the last one ended, so that a value of B stays in the operand
+          // cache beside the row's of A.
 #pragma unroll
         for (int i = 0; i < kTm; ++i) {
 #pragma unroll
-          for (int j = 0; j < kTn; ++j) acc[i][j] += am.value(i, e) * bn[j / 4].v[j % 4];
+          for (int n = 0; n < kTn; ++n) {
+            const int j = kDeepA || i % 2 == 0 ? n : kTn - 1 - n;
+            acc[i][j] += am.value(i, e) * bn[j / 4].v[j % 4];
+          }
         }
       }
     }

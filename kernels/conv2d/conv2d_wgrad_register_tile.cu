@@ -144,19 +144,17 @@ Plan<Conv2dWgrad::Args> plan_tile(const Conv2dProblem& p, const Device& device) 
       });
 }
 
-// Widths that divide 3 x 3 filters of 64 channels and more, and one for few output channels.
-using Wide = RegisterTile<64, 192, 8, 8, 2>;
+// Widths that divide 3 x 3 filters of 32 and 64 channels, and one for few output channels.
 using Middle = RegisterTile<64, 96, 8, 8, 4>;
 using Small = RegisterTile<64, 64, 8, 8, 6>;
 using Large = RegisterTile<128, 128, 8, 16, 2>;
 using Narrow = RegisterTile<32, 128, 4, 8, 4>;
 
 constexpr RegisterCandidate<Conv2dWgrad> kCandidates[] = {
-    register_candidate<Conv2dWgrad, Wide>("64x192", 1.0, plan_tile<Wide>),
-    register_candidate<Conv2dWgrad, Large>("128x128", 0.98, plan_tile<Large>),
-    register_candidate<Conv2dWgrad, Middle>("64x96", 0.97, plan_tile<Middle>),
-    register_candidate<Conv2dWgrad, Small>("64x64", 0.95, plan_tile<Small>),
-    register_candidate<Conv2dWgrad, Narrow>("32x128", 0.8, plan_tile<Narrow>)};
+    register_candidate<Conv2dWgrad, Small>("64x64", 1.0, plan_tile<Small>),
+    register_candidate<Conv2dWgrad, Large>("128x128", 0.99, plan_tile<Large>),
+    register_candidate<Conv2dWgrad, Middle>("64x96", 0.95, plan_tile<Middle>),
+    register_candidate<Conv2dWgrad, Narrow>("32x128", 0.7, plan_tile<Narrow>)};
 
 }  // namespace
 

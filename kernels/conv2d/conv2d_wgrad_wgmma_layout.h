@@ -159,12 +159,13 @@ struct WgradLayout {
 
   bool is_strewn() const { return shape.by_image && shape.h * shape.w > 1; }
 
-  // Clocks of a launch: waves of blocks, or x and dy from memory, of which single boxes of long rows come
-  // more slowly, then the sum over parts, of which there are `summed` in all column tiles.
+  // Clocks of a launch: waves of blocks, or x and dy from memory, of which single boxes or half boxes of long
+  // rows come more slowly, then the sum over parts, of which there are `summed` in all column tiles.
   double launch_clocks(double work, int busy, long long summed) const {
     const double share = 1.0 * shape.k * shape.columns / shape.column_tiles;
     const double sum = summed ? 1500 + 4.0 * static_cast<double>(summed) * share / (6.2 * places) : 0;
-    const double rate = is_strewn() ? 10.5 : Config::kBBoxes == 1 && shape.slices >= 4 ? 9 : 11.5;
+    const bool pieces = Config::kBBoxes == 1 ? shape.slices >= 4 : Config::kSpan == 32 && shape.slices >= 3;
+    const double rate = is_strewn() ? 10.5 : pieces ? 9 : 11.5;
     const double memory = read_bytes / (rate * busy) + kEnds, most = std::max(work, memory);
     const double both =
         is_deep() ? most * std::pow(1 + std::pow(std::min(work, memory) / most, 8), 0.125) : most;

@@ -91,6 +91,12 @@ std::vector<NamedProblem> test_convolutions() {
                             "n8_h4_w4_c160_k960_r1_acc", "n3_h7_w9_c136_k72_r1_acc"}) {
     add("pointwise", added, "dgrad");
   }
+  // Long reductions: more slices of channels than a ring has stages, parts of tiles and of slices, one pixel,
+  // several tiles for some of 132 blocks.
+  for (const char* deep : {"n9_h5_w7_c648_k168_r1", "n9_h5_w7_c168_k648_r1", "n3_h7_w9_c72_k136_r1",
+                           "n1_h1_w1_c40_k40_r1", "n133_h16_w16_c72_k72_r1"}) {
+    add("deep", deep, "fwd,dgrad");
+  }
   // Few channels: each class of them full and not, one pixel, rows that make no whole group; two turns for
   // some of the warps of 132 blocks, or of twice or thrice as many.
   for (const char* few :
@@ -111,6 +117,19 @@ std::vector<NamedProblem> test_convolutions() {
        {"n3_h7_w9_c72_k64_r1", "n2_h5_w5_c328_k96_r1", "n1_h1_w1_c8_k160_r1", "n13_h4_w4_c1000_k64_r1",
         "n51_h4_w4_c320_k128_r1", "n40_h4_w4_c648_k160_r1", "n3_h8_w8_c384_k96_r1"}) {
     add("slab", slab, "dgrad");
+  }
+  // wgrad from memory in lines of 128 bytes, pixels in multiples of 8: each class of channels full and not,
+  // on either side, one chunk and a part of one, more chunks than blocks; chunks of two, four and eight times
+  // as many pixels, rings that are filled again, a last chunk that is not full.
+  for (const char* lines : {"n1_h1_w8_c136_k8_r1",     "n1_h8_w8_c128_k64_r1",    "n3_h8_w9_c72_k40_r1",
+                            "n3_h8_w9_c40_k64_r1",     "n7_h8_w9_c64_k48_r1",     "n3_h8_w9_c152_k8_r1",
+                            "n2_h6_w6_c32_k192_r1",    "n3_h8_w9_c104_k32_r1",    "n1_h9_w8_c24_k144_r1",
+                            "n5_h6_w4_c96_k24_r1",     "n5_h6_w4_c16_k88_r1",     "n9_h8_w5_c40_k24_r1",
+                            "n2_h6_w6_c32_k64_r1",     "n3_h8_w9_c32_k24_r1",     "n9_h8_w5_c8_k32_r1",
+                            "n131_h17_w16_c96_k24_r1", "n131_h17_w16_c32_k72_r1", "n131_h17_w16_c8_k192_r1",
+                            "n135_h28_w36_c24_k24_r1", "n135_h28_w36_c32_k16_r1", "n266_h29_w36_c8_k40_r1",
+                            "n543_h28_w36_c8_k8_r1"}) {
+    add("lines", lines, "wgrad");
   }
   // Padded maps that a tile sweeps over: pitches of 16, 32 and others, tiles of several images, filters that
   // stay in shared memory and such that do not, several column tiles, slices of channels that are not full.
