@@ -24,7 +24,8 @@ __global__ __launch_bounds__(kTurnSide* kTurnRows) void conv2d_fwd_register_tma_
   __shared__ float tile[kTurnSide][kTurnSide + 1];
   let_next_start();
   const int column = threadIdx.x % kTurnSide, first_row = threadIdx.x / kTurnSide;
-  const int first_d = blockIdx.x * kTurnSide, first_k = blockIdx.y * kTurnSide;
+  const int depth_tiles = (depth + kTurnSide - 1) / kTurnSide, tile_k = blockIdx.x / depth_tiles;
+  const int first_d = (blockIdx.x - tile_k * depth_tiles) * kTurnSide, first_k = tile_k * kTurnSide;
   for (int row = first_row; row < kTurnSide; row += kTurnRows) {
     const int k = first_k + row, d = first_d + column;
     tile[row][column] = k < K && d < depth ? w[static_cast<size_t>(k) * depth + d] : 0.0f;
@@ -74,7 +75,7 @@ Plan<Conv2dFwd::Args> plan_tile(const Conv2dProblem& p, const Device& device) {
                                       static_cast<uint64_t>(p.r * p.s), 1},
                             .box = {Tile::kN, Tile::kDepth, 1, 1}});
         return Bound([=](Stream stream) {
-          const dim3 turns(ceil_div(depth, kTurnSide), ceil_div(padded_k, kTurnSide));
+          const int turns = ceil_div(depth, kTurnSide) * ceil_div(padded_k, kTurnSide);
           conv2d_fwd_register_tma_turn_kernel<<<turns, kTurnSide * kTurnRows, 0, cuda_stream(stream)>>>(
               static_cast<const float*>(a.w), static_cast<float*>(workspace), p.k, depth, padded_k);
           check_launch("conv2d_fwd_register_tma_turn_kernel");
