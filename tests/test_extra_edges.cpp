@@ -40,10 +40,7 @@ class Edges : public DeviceTest {
             const std::function<void(HostTensors&)>& set,
             const std::function<void(const std::string&,
                                      const std::function<const HostTensor&(const char*)>&)>& look) {
-    const PassInfo* pass = nullptr;
-    for (const PassInfo& info : all_passes()) {
-      if (info.id() == id) pass = &info;
-    }
+    const PassInfo* pass = built_pass(id);
     if (!pass) GTEST_SKIP() << id << " is not in this build";
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       AnyProblem problem;
