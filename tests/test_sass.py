@@ -51,8 +51,9 @@ GLOBAL = re.compile(r"LDG|STG|ATOMG|RED\b|REDG|UTMALDG|UTMASTG|UTMAREDG|UBLKCP|U
 # Kernels that run through their code once before they wait, with their loads left out by a predicate.
 REHEARSING = ("conv2d_column_merge_kernel",)
 # Kernels that are launched early, if only for some problems, and the files of such kernels that are no code for sm_90a alone.
-EARLY = ("conv2d_column_merge_kernel", "conv2d_wgrad_stream_kernel", "conv2d_wgrad_wgmma_kernel",
-         "depthwise_conv2d_wgrad_sum_kernel", "linear_sum_splits_kernel", "sum_splits_kernel")
+EARLY = ("conv2d_column_merge_kernel", "conv2d_deep_wgmma_kernel", "conv2d_dgrad_slab_wgmma_kernel",
+         "conv2d_fwd_register_tma_kernel", "conv2d_pointwise_kernel", "conv2d_wgrad_stream_kernel",
+         "conv2d_wgrad_wgmma_kernel", "depthwise_conv2d_wgrad_sum_kernel", "linear_sum_splits_kernel", "sum_splits_kernel")
 EARLY_PORTABLE = ("conv2d_dgrad_direct", "conv2d_fwd_direct", "depthwise_conv2d_wgrad_sum", "linear_sum_splits")
 STORES = re.compile(r"STS|STSM|STAS|ATOMS|ST\.|ST$")  # ST, STAS: into another block of the cluster
 

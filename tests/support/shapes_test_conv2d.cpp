@@ -79,6 +79,13 @@ std::vector<NamedProblem> test_convolutions() {
   }
   add("pointwise", "n3_h8_w8_c16_k96_r1_cs24_bias", "fwd");
   add("pointwise", "n9_h4_w4_c960_k160_r1_bias", "fwd");
+  // So many channels that pairs of blocks, which share a tile's sum, are chosen.
+  for (const char* shared : {"n9_h4_w4_c1976_k72_r1", "n9_h4_w4_c1976_k72_r1_bias"}) {
+    add("pointwise", shared, "fwd");
+  }
+  for (const char* shared : {"n9_h4_w4_c72_k1976_r1", "n9_h4_w4_c72_k1976_r1_acc"}) {
+    add("pointwise", shared, "dgrad");
+  }
   for (const char* added : {"n5_h8_w8_c24_k96_r1_acc", "n3_h7_w9_c144_k24_r1_acc",
                             "n8_h4_w4_c160_k960_r1_acc", "n3_h7_w9_c136_k72_r1_acc"}) {
     add("pointwise", added, "dgrad");
@@ -223,7 +230,7 @@ std::vector<NamedProblem> test_convolutions() {
   size_t turn = 0;
   for (const std::string shape :
        {"n2_h7_w9_c20_k20_r3", "n3_h8_w8_c64_k72_r3", "n2_h15_w15_c24_k40_r3", "n2_h15_w15_c40_k136_r3",
-        "n3_h7_w9_c24_k144_r1", "n5_h8_w8_c24_k96_r1", "n9_h4_w4_c576_k160_r1", "n3_h31_w31_c3_k24_r3_cs8",
+        "n3_h7_w9_c24_k144_r1", "n5_h8_w8_c24_k96_r1", "n9_h4_w4_c1976_k72_r1", "n3_h31_w31_c3_k24_r3_cs8",
         "n5_h7_w9_c5_k72_r3_st2_cs6", "n2_h9_w9_c8_k16_r3_st2", "n2_h8_w8_c64_k10_r3", "n1_h1_w1_c64_k64_r3",
         "n2_h9_w7_c264_k264_r3_st2", "n131_h15_w17_c8_k160_r1"}) {
     add("epilogue", shape + "_scale_bias_res_relu", "fwd");
@@ -259,7 +266,7 @@ std::vector<NamedProblem> test_convolutions() {
                               "n2_h8_w8_c64_k10_r3",          "n130_h4_w4_c16_k192_r3",
                               "n130_h4_w4_c64_k72_r3",        "n3_h16_w16_c64_k136_r3",
                               "n150_h8_w7_c40_k72_r3_st2",    "n3_h11_w13_c32_k88_r1",
-                              "n3_h7_w9_c24_k144_r1",         "n9_h4_w4_c576_k160_r1",
+                              "n3_h7_w9_c24_k144_r1",         "n9_h4_w4_c1976_k72_r1",
                               "n131_h15_w17_c8_k160_r1",      "n281_h31_w33_c8_k24_r1"}) {
     add("statistics", std::string(counted) + "_stats", "fwd");
   }
@@ -286,7 +293,8 @@ std::vector<NamedProblem> test_convolutions() {
         "n150_h24_w20_c8_k8_r3",     "n260_h3_w3_c72_k40_r3",    "n2_h9_w9_c8_k16_r3_st2",
         "n3_h32_w32_c64_k72_r3_st2", "n2_h8_w8_c64_k10_r3",      "n2_h32_w32_c3_k32_r3",
         "n2_h32_w32_c3_k32_r3_cs8",  "n1_h8_w8_c16_k16_r3_cs18", "n131_h15_w17_c160_k8_r1",
-        "n2_h9_w9_c24_k16_r3_st1x2", "n66_h3_w3_c264_k64_r3",    "n2_h8_w8_c32_k64_r5"}) {
+        "n2_h9_w9_c24_k16_r3_st1x2", "n66_h3_w3_c264_k64_r3",    "n2_h8_w8_c32_k64_r5",
+        "n9_h4_w4_c72_k1976_r1"}) {
     for (const char* act : {"_drelu", "_drelu6"}) add("gated", std::string(shape) + act, "dgrad");
   }
   return list;
