@@ -1,6 +1,5 @@
 #include "bench/layer_rows.h"
 
-#include <algorithm>
 #include <cstdio>
 #include <regex>
 #include <set>

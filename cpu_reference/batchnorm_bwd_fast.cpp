@@ -2,7 +2,6 @@
 // rows that stay in cache in fp32 and blocks in double, and parts are added in order. Behind a mask the first
 // walk also writes dresidual, which from then on is the gradient; behind a pool both walks go over pairs of
 // image rows, whose dy they lay out first. Inner loops run along the channels.
-#include <cmath>
 
 #include "cpu_reference/batchnorm_fast.h"
 

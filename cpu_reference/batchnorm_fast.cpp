@@ -6,8 +6,6 @@
 // along the channels.
 #include "cpu_reference/batchnorm_fast.h"
 
-#include <cmath>
-
 namespace kiln {
 namespace {
 

@@ -1,6 +1,5 @@
 #include "data/cifar_files.h"
 
-#include <algorithm>
 #include <cerrno>
 #include <fstream>
 #include <system_error>

@@ -1,6 +1,5 @@
 // `kiln import`: a folder of images becomes a record file that `--data` takes.
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <filesystem>

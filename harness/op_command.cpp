@@ -1,6 +1,5 @@
 #include "harness/op_command.h"
 
-#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <set>

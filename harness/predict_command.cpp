@@ -7,7 +7,6 @@
 #include <exception>
 #include <filesystem>
 #include <memory>
-#include <numeric>
 
 #include "harness/commands.h"
 #include "harness/count_progress.h"

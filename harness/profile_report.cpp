@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 
 #include "kernels/common/error.h"
 #include "kernels/common/registry.h"

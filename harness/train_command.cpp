@@ -1,12 +1,8 @@
 // `kiln train`: one training run and its folder.
-#include <sys/resource.h>
-
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <ctime>
 #include <filesystem>
 #include <memory>
-#include <optional>
 
 #include "harness/build_info.h"
 #include "harness/commands.h"
@@ -16,6 +12,7 @@
 #include "harness/progress.h"
 #include "harness/run_config.h"
 #include "harness/run_folder.h"
+#include "harness/run_measured.h"
 #include "harness/train_options.h"
 #include "harness/tuning.h"
 #include "kernels/common/error.h"
@@ -24,22 +21,11 @@
 namespace kiln {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 std::string utc_now() {
   const std::time_t now = std::time(nullptr);
   char text[32];
   std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
   return text;
-}
-
-long long peak_host_bytes() {
-  rusage usage{};
-  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * 1024LL : 0;
 }
 
 // A run's name where --out gives none: "small_cnn-cuda-bf16-e20-s0".
@@ -48,49 +34,6 @@ std::string run_name(const std::string& network, const Device& device, const Tra
   std::snprintf(epochs, sizeof epochs, "%.6g", o.epochs);
   return network + "-" + (device.is_cuda() ? "cuda" : "cpu") + "-" + name_of(o.precision) + "-e" + epochs +
          "-s" + std::to_string(o.seed);
-}
-
-// Mean of the samples that were there.
-template <class T>
-struct RunningMean {
-  double sum = 0;
-  long long count = 0;
-  void add(const std::optional<T>& sample) {
-    if (sample) sum += static_cast<double>(*sample), ++count;
-  }
-};
-
-// What is measured while a run goes on.
-struct Measured {
-  Clock::time_point start = Clock::now();
-  double eval_seconds = 0;              // inside the run, taken out of train_seconds
-  long long first_step = 0, steps = 0;  // done before this run, done in all
-  double epochs = 0;
-  long long skipped_updates = 0;
-  std::vector<float> losses;  // of every step
-  uint64_t device_bytes = 0;  // most seen in use on the card
-  RunningMean<unsigned> gpu_utilization;
-  RunningMean<double> gpu_power;
-  double train_seconds() const { return seconds_since(start) - eval_seconds; }
-  // Mean over the last epoch's steps.
-  double train_loss(long long steps_per_epoch) const {
-    const size_t count = std::min<size_t>(losses.size(), static_cast<size_t>(steps_per_epoch));
-    double sum = 0;
-    for (size_t i = losses.size() - count; i < losses.size(); ++i) sum += losses[i];
-    return count ? sum / static_cast<double>(count) : 0;
-  }
-};
-
-Json metrics_line(const DrainRecord& r, double seconds, const GpuSample& gpu) {
-  Json line = {{"step", r.step},     {"epoch", r.epoch},
-               {"loss", r.loss},     {"accuracy", r.accuracy},
-               {"lr", r.lr},         {"images_per_s", r.images_per_s},
-               {"seconds", seconds}, {"skipped_updates", r.skipped_updates}};
-  if (gpu.utilization_pct) line["gpu_utilization_pct"] = *gpu.utilization_pct;
-  if (gpu.power_w) line["gpu_power_w"] = *gpu.power_w;
-  if (gpu.sm_mhz) line["gpu_sm_mhz"] = *gpu.sm_mhz;
-  if (gpu.memory_used_bytes) line["gpu_memory_used_bytes"] = *gpu.memory_used_bytes;
-  return line;
 }
 
 // One training run from parsed flags to exit status.
@@ -196,14 +139,7 @@ class Run {
     trainer_->train(
         [&](const DrainRecord& record) {
           const GpuSample gpu = nvml_.sample();
-          measured_.steps = record.step;
-          measured_.epochs = record.epoch;
-          measured_.skipped_updates = record.skipped_updates;
-          measured_.losses.insert(measured_.losses.end(), record.step_losses.begin(),
-                                  record.step_losses.end());
-          measured_.device_bytes = std::max(measured_.device_bytes, gpu.memory_used_bytes.value_or(0));
-          measured_.gpu_utilization.add(gpu.utilization_pct);
-          measured_.gpu_power.add(gpu.power_w);
+          measured_.add(record, gpu);
           folder_->append_metrics(metrics_line(record, measured_.train_seconds(), gpu));
           progress.update(record);
           stopped_ = interrupted();
@@ -336,7 +272,7 @@ class Run {
   DataPair data_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<RunFolder> folder_;
-  Measured measured_;
+  RunMeasured measured_;
   Json evaluations_ = Json::array();  // of --eval-every
   double train_seconds_ = 0;
   bool stopped_ = false;  // by Ctrl-C

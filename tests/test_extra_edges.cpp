@@ -14,6 +14,7 @@
 #include "kernels/common/error.h"
 #include "kernels/common/philox.h"
 #include "kernels/common/step_state.h"
+#include "tests/support/device_test.h"
 #include "tests/support/fill.h"
 
 namespace kiln {
@@ -21,15 +22,8 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-class Edges : public ::testing::TestWithParam<DeviceKind> {
+class Edges : public DeviceTest {
  protected:
-  void SetUp() override {
-    if (GetParam() == DeviceKind::kCuda && !cuda_available()) {
-      GTEST_SKIP() << "needs a GPU: " << cuda_unavailable_reason();
-    }
-  }
-  const Device& device() const { return GetParam() == DeviceKind::kCuda ? cuda_device() : cpu_device(); }
-
   using Values = std::vector<float>;
 
   template <class Tensors>
@@ -46,10 +40,7 @@ class Edges : public ::testing::TestWithParam<DeviceKind> {
             const std::function<void(HostTensors&)>& set,
             const std::function<void(const std::string&,
                                      const std::function<const HostTensor&(const char*)>&)>& look) {
-    const PassInfo* pass = nullptr;
-    for (const PassInfo& info : all_passes()) {
-      if (info.id() == id) pass = &info;
-    }
+    const PassInfo* pass = built_pass(id);
     if (!pass) GTEST_SKIP() << id << " is not in this build";
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       AnyProblem problem;
@@ -308,8 +299,7 @@ TEST_P(Edges, AlternateFlipShowsEachImageBothWaysInTwoEpochs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(On, Edges, ::testing::Values(DeviceKind::kCpu, DeviceKind::kCuda),
-                         [](const auto& info) { return info.param == DeviceKind::kCpu ? "cpu" : "cuda"; });
+INSTANTIATE_TEST_SUITE_P(On, Edges, all_device_kinds(), device_kind_name);
 
 }  // namespace
 }  // namespace kiln

@@ -5,6 +5,7 @@
 
 #include "harness/execute.h"
 #include "kernels/common/error.h"
+#include "tests/support/device_test.h"
 #include "tests/support/fill.h"
 
 namespace kiln {
@@ -24,15 +25,8 @@ constexpr PlanCase kCases[] = {
     {"softmax_xent.fwd_bwd", "n2000_c10"},
 };
 
-class Plans : public ::testing::TestWithParam<DeviceKind> {
+class Plans : public DeviceTest {
  protected:
-  void SetUp() override {
-    if (GetParam() == DeviceKind::kCuda && !cuda_available()) {
-      GTEST_SKIP() << "needs a GPU: " << cuda_unavailable_reason();
-    }
-  }
-  const Device& device() const { return GetParam() == DeviceKind::kCuda ? cuda_device() : cpu_device(); }
-
   static bool same(const HostTensors& a, const HostTensors& b) {
     bool equal = a.size() == b.size();
     for (size_t i = 0; equal && i < a.size(); ++i) equal = a[i].data == b[i].data;
@@ -76,18 +70,15 @@ class Plans : public ::testing::TestWithParam<DeviceKind> {
 
 TEST_P(Plans, GiveTheSameBitsLaunchAfterLaunch) {
   for (const PlanCase& plan_case : kCases) {
-    for (const PassInfo& pass : all_passes()) {
-      if (pass.id() != plan_case.pass) continue;
-      for (const DType dtype : {DType::kF32, DType::kBF16}) {
-        if (GetParam() == DeviceKind::kCpu && dtype == DType::kBF16) continue;
-        check(pass, plan_case, dtype);
-      }
+    const PassInfo* pass = built_pass(plan_case.pass);
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      if (!pass || (GetParam() == DeviceKind::kCpu && dtype == DType::kBF16)) continue;
+      check(*pass, plan_case, dtype);
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Every, Plans, ::testing::Values(DeviceKind::kCpu, DeviceKind::kCuda),
-                         [](const auto& info) { return info.param == DeviceKind::kCpu ? "cpu" : "cuda"; });
+INSTANTIATE_TEST_SUITE_P(Every, Plans, all_device_kinds(), device_kind_name);
 
 }  // namespace
 }  // namespace kiln

@@ -9,6 +9,7 @@
 #include "data/safetensors.h"
 #include "nn/backend.h"
 #include "nn/step_finish.h"
+#include "tests/support/device_test.h"
 #include "tests/test_nn_support.h"
 
 namespace kiln {
@@ -49,12 +50,11 @@ TEST(NnExtra, EvaluationInBatchesIsTheMeanOverTheImages) {
   EXPECT_NEAR(all.loss, loss, 1e-6 * loss);
 }
 
-class StepFinish : public ::testing::TestWithParam<DeviceKind> {};
+class StepFinish : public DeviceTest {};
 
 TEST_P(StepFinish, JudgesLossAndGradientNorm) {
   const bool cuda = GetParam() == DeviceKind::kCuda;
-  if (cuda && !cuda_available()) GTEST_SKIP() << "needs a GPU: " << cuda_unavailable_reason();
-  const std::unique_ptr<Backend> backend = make_backend(cuda ? cuda_device() : cpu_device());
+  const std::unique_ptr<Backend> backend = make_backend(device());
   constexpr uint32_t kCapacity = 3;
   const Memory state = backend->allocate(sizeof(StepState)), summary = backend->allocate(2 * sizeof(float));
   const Memory norm = backend->allocate(sizeof(float)),
@@ -94,8 +94,7 @@ TEST_P(StepFinish, JudgesLossAndGradientNorm) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(On, StepFinish, ::testing::Values(DeviceKind::kCpu, DeviceKind::kCuda),
-                         [](const auto& info) { return info.param == DeviceKind::kCpu ? "cpu" : "cuda"; });
+INSTANTIATE_TEST_SUITE_P(On, StepFinish, all_device_kinds(), device_kind_name);
 
 // Every element: the first and the last have the same place in any order.
 TEST(NnExtra, WeightsHaveTheirPlacesInTheSlab) {

@@ -1,6 +1,5 @@
 // The trainer on small data: it learns, repeats itself bit by bit, continues where it stopped, and uses every
 // image.
-#include <numeric>
 #include <set>
 
 #include "nn/resident_data.h"

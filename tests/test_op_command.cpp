@@ -44,12 +44,6 @@ class OpCommandTest : public ::testing::Test {
     }
     return "";
   }
-  static bool has(const std::string& id) {
-    for (const PassInfo& pass : all_passes()) {
-      if (pass.id() == id) return true;
-    }
-    return false;
-  }
 
   std::string folder_;
 };
@@ -57,7 +51,7 @@ class OpCommandTest : public ::testing::Test {
 #define EXPECT_CONTAINS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
 
 TEST_F(OpCommandTest, RunsAPass) {
-  if (!has("conv2d.fwd")) GTEST_SKIP() << "conv2d is not in this build";
+  if (!built_pass("conv2d.fwd")) GTEST_SKIP() << "conv2d is not in this build";
   const std::string x = put("x.npy", {1, 3, 3, 1}, {1, 2, 3, 4, 5, 6, 7, 8, 9});
   const std::string w = put("w.npy", {1, 2, 2, 1}, {1, 0, 0, 1});
   for (const char* impl : {"", "cpu_naive", "cpu_fast"}) {
@@ -72,7 +66,7 @@ TEST_F(OpCommandTest, RunsAPass) {
 }
 
 TEST_F(OpCommandTest, ErrorsNameTensorGotAndWanted) {
-  if (!has("conv2d.fwd")) GTEST_SKIP() << "conv2d is not in this build";
+  if (!built_pass("conv2d.fwd")) GTEST_SKIP() << "conv2d is not in this build";
   OpCommand command = {.pass = "conv2d.fwd", .problem = "n1_h3_w3_c1_k1_r2_p0", .out = {folder_ + "y.npy"}};
   command.in = {put("x.npy", {1, 3, 4, 1}, std::vector<float>(12)), put("w.npy", {1, 2, 2, 1}, {1, 0, 0, 1})};
   EXPECT_CONTAINS(error(command), "tensor 'x'");
@@ -89,7 +83,7 @@ TEST_F(OpCommandTest, ErrorsNameTensorGotAndWanted) {
 }
 
 TEST_F(OpCommandTest, ImplementationsOnTheCpuTakeFp32) {
-  if (!has("relu.fwd")) GTEST_SKIP() << "activation is not in this build";
+  if (!built_pass("relu.fwd")) GTEST_SKIP() << "activation is not in this build";
   OpCommand command = {.pass = "relu.fwd",
                        .problem = "n1_c2",
                        .dtype = "bf16",
@@ -101,7 +95,7 @@ TEST_F(OpCommandTest, ImplementationsOnTheCpuTakeFp32) {
 }
 
 TEST_F(OpCommandTest, InOutTensorsAreReadAndWritten) {
-  if (!has("sgd.step")) GTEST_SKIP() << "optimizer is not in this build";
+  if (!built_pass("sgd.step")) GTEST_SKIP() << "optimizer is not in this build";
   OpCommand command = {.pass = "sgd.step", .problem = "n2"};
   command.in = {"-", put("g.npy", {2}, {8, -8}), put("p.npy", {2}, {1, 1}), put("v.npy", {2}, {0, 0})};
   command.out = {folder_ + "p2.npy", folder_ + "v2.npy"};
@@ -118,7 +112,7 @@ TEST_F(OpCommandTest, HelpListsTensorsInOrder) {
     EXPECT_CONTAINS(help, "cpu_naive");
     EXPECT_CONTAINS(op_help(""), pass.id());
   }
-  if (!has("conv2d.dgrad")) return;
+  if (!built_pass("conv2d.dgrad")) return;
   const std::string help = op_help("conv2d.dgrad", "n2_h7_w9_c17_k16_r3", "bf16");
   const size_t dy = help.find("dy            float32 (2, 7, 9, 16)"),
                w = help.find("w             float32 (16, 3, 3, 17)");

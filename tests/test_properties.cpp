@@ -24,9 +24,7 @@ HostTensors run_for_real(const PassInfo& pass, const AnyProblem& problem, const 
 std::string missing_pass(const Property& property) {
   for (const std::string& pass : property.passes) {
     const std::string id = property.op + "." + pass;
-    bool found = false;
-    for (const PassInfo& info : all_passes()) found = found || info.id() == id;
-    if (!found) return id;
+    if (!built_pass(id)) return id;
   }
   return "";
 }

@@ -124,7 +124,7 @@ TEST(Conv2d, StatisticsByHand) {
   EXPECT_EQ(out["y"], (Values{16, 18, 22, 24}));
   EXPECT_EQ(out["mean"], (Values{20}));
   EXPECT_EQ(out["var"], (Values{10}));  // of the 4 there are
-  const PassInfo& pass = *find("conv2d.fwd");
+  const PassInfo& pass = find_pass("conv2d.fwd");
   for (const char* bad :
        {"n1_h2_w2_c1_k1_r1_scale_stats", "n1_h2_w2_c1_k1_r1_res_stats", "n1_h2_w2_c1_k1_r1_relu_stats",
         "n1_h2_w2_c1_k1_r1_max2_stats", "n1_h2_w2_c1_k1_r1_stats_acc", "n1_h2_w2_c1_k1_r1_stats_drelu"}) {
@@ -142,7 +142,7 @@ TEST(Conv2d, PooledByHand) {
   auto out = naive("conv2d.fwd", "n1_h2_w3_c1_k2_r1_relu_max2_arg2", {{1, -3, 50, 2, -3, 50}, {1, -1}});
   EXPECT_EQ(out["y"], (Values{2, 3}));         // the third column is dropped
   EXPECT_EQ(out["arg"], (Values{2 + 1 * 4}));  // the first of equals
-  const PassInfo& pass = *find("conv2d.fwd");
+  const PassInfo& pass = find_pass("conv2d.fwd");
   for (const char* bad :
        {"n1_h2_w1_c1_k1_r1_max2", "n1_h2_w2_c1_k1_r1_arg2", "n1_h2_w2_c1_k1_r1_max2_acc",
         "n1_h2_w2_c1_k1_r1_drelu_drelu6", "n1_h2_w2_c1_k1_r1_drelu_acc", "n1_h2_w2_c1_k1_r1_relu_drelu"}) {
@@ -187,7 +187,7 @@ TEST(MaxPool2d, PositionsOfTwoBits) {
   EXPECT_EQ(out["arg"], (Values{3 + 2 * 4 + 1 * 16, 2}));
   EXPECT_EQ(naive("max_pool2d.bwd", text, {{5, 6, 7, 8, 9}, {27, 2}})["dx"],
             (Values{0, 0, 0, 8, 0, /**/ 0, 0, 7, 0, 0, /**/ 0, 6, 0, 0, 9, /**/ 5, 0, 0, 0, 0}));
-  const PassInfo& pass = *find("max_pool2d.fwd");
+  const PassInfo& pass = find_pass("max_pool2d.fwd");
   for (const char* bad : {"n1_h4_w4_c1_r3_st2_p0_arg2", "n1_h4_w4_c1_r2_st2_p0_arg8_arg2"}) {
     EXPECT_THROW(pass.parse(bad, DType::kF32), Error) << bad;
   }

@@ -267,7 +267,7 @@ TEST(Batchnorm, HandWorkedPoolGradient) {
 
 TEST(Batchnorm, ProblemStrings) {
   REQUIRE_PASS("batchnorm.fwd_train");
-  const PassInfo& pass = *find("batchnorm.fwd_train");
+  const PassInfo& pass = find_pass("batchnorm.fwd_train");
   for (const char* text : {"n2_h3_w4_c5", "n2_h3_w4_c5_relu", "n2_h3_w4_c5_res", "n2_h3_w4_c5_res_relu",
                            "n2_h3_w4_c5_res_relu6_eps0.001_mom0.5", "n2_h3_w4_c5_gelu", "n2_h3_w4_c5_silu",
                            "n2_h3_w4_c5_relu_max2_eps0.001"}) {
@@ -299,7 +299,7 @@ TEST(Batchnorm, LargeMean) {
   for (int i = 0; i < 64; ++i) x.push_back(10000 + 0.25 * (i % 5));
   const Values want = batchnorm(x, {1}, {0}, {}, kNone);
   for (const std::string impl : {"cpu_naive", "cpu_fast"}) {
-    const PassInfo& pass = *find("batchnorm.fwd_train");
+    const PassInfo& pass = find_pass("batchnorm.fwd_train");
     const AnyProblem problem = pass.parse("n64_h1_w1_c1", DType::kF32);
     HostTensors tensors;
     for (const TensorSpec& spec : pass.tensors(problem)) tensors.emplace_back(spec);

@@ -41,7 +41,7 @@ TEST(AvgPool2d, CentralDifferences) {
   REQUIRE_PASS("avg_pool2d.bwd");
   for (const char* text : {"n2_h5_w4_c2_r2_st2_p0", "n1_h5_w5_c2_r3_st2_p1", "n1_h4_w5_c3_r3_st1_p1",
                            "n1_h6_w5_c1_r3x2_st2x1_p1x0", "n1_h7_w7_c2_r7_st1_p3", "n2_h3_w3_c2_r1_st1_p0"}) {
-    const PassInfo& pass = *find("avg_pool2d.fwd");
+    const PassInfo& pass = find_pass("avg_pool2d.fwd");
     const auto specs = pass.tensors(pass.parse(text, DType::kF32));
     const Values x = random_values(static_cast<size_t>(specs[0].elements()), 3);
     const Values dy = random_values(static_cast<size_t>(specs[1].elements()), 5);
@@ -54,7 +54,7 @@ TEST(AvgPool2d, CentralDifferences) {
 
 TEST(AvgPool2d, CompulsoryBytesLeaveUncoveredPixelsOut) {
   REQUIRE_PASS("avg_pool2d.fwd");
-  const PassInfo& pass = *find("avg_pool2d.fwd");
+  const PassInfo& pass = find_pass("avg_pool2d.fwd");
   const auto bytes = [&](const char* text) { return pass.compulsory_bytes(pass.parse(text, DType::kBF16)); };
   EXPECT_EQ(bytes("n512_h32_w32_c64_r2_st2_p0"), 2.0 * 512 * 64 * (32 * 32 + 16 * 16));
   EXPECT_EQ(bytes("n1_h3_w3_c8_r2_st2_p0"), 2.0 * 8 * (4 + 1));
@@ -62,7 +62,7 @@ TEST(AvgPool2d, CompulsoryBytesLeaveUncoveredPixelsOut) {
 
 TEST(AvgPool2d, BadProblemsAreRefused) {
   REQUIRE_PASS("avg_pool2d.fwd");
-  const PassInfo& pass = *find("avg_pool2d.fwd");
+  const PassInfo& pass = find_pass("avg_pool2d.fwd");
   for (const char* text : {"n1_h4_w4_c1_r2_st2_p2", "n1_h2_w2_c1_r3_st1_p0", "n1_h4_w4_c1_r2_st0_p0",
                            "n1_h4_w4_c1_r2_arg8", "n0_h4_w4_c1_r2"}) {
     EXPECT_THROW(pass.parse(text, DType::kF32), Error) << text;
@@ -93,7 +93,7 @@ TEST(GlobalMaxPool, NaNAndInfinity) {
 
 TEST(GlobalMaxPool, FastBreaksTiesAndNaNAlike) {
   REQUIRE_PASS("global_max_pool.fwd");
-  const PassInfo& pass = *find("global_max_pool.fwd");
+  const PassInfo& pass = find_pass("global_max_pool.fwd");
   const AnyProblem problem = pass.parse("n2_h3_w5_c70_arg32", DType::kF32);
   HostTensors tensors;
   for (const TensorSpec& spec : pass.tensors(problem)) tensors.emplace_back(spec);
@@ -130,7 +130,7 @@ TEST(GlobalMaxPool, CentralDifferences) {
 
 TEST(GlobalMaxPool, BackwardNeedsPositions) {
   REQUIRE_PASS("global_max_pool.bwd");
-  const PassInfo& pass = *find("global_max_pool.bwd");
+  const PassInfo& pass = find_pass("global_max_pool.bwd");
   EXPECT_THROW(pass.tensors(pass.parse("n1_h2_w2_c1", DType::kF32)), Error);
 }
 

@@ -194,7 +194,7 @@ TEST(Adamw, HandWorked) {
 
 TEST(Adamw, BiasCorrectionsOfLateSteps) {
   REQUIRE_PASS("adamw.step");
-  const PassInfo& pass = *find("adamw.step");
+  const PassInfo& pass = find_pass("adamw.step");
   const AnyProblem problem = pass.parse("n5_d2_wd0.01", DType::kF32);
   for (const uint32_t step : {0u, 1u, 99u, 4095u, 123456u, 4294967295u}) {
     HostTensors tensors;
@@ -219,7 +219,7 @@ TEST(Adamw, BiasCorrectionsOfLateSteps) {
 TEST(Updates, ProblemStrings) {
   REQUIRE_PASS("adamw.step");
   const auto text = [](const char* id, const char* problem) {
-    return find(id)->parse(problem, DType::kF32).text;
+    return find_pass(id).parse(problem, DType::kF32).text;
   };
   for (const char* same : {"n9_d4_m0.9_wd0.01_nesterov_clip0.5", "n9_clip1"})
     EXPECT_EQ(text("sgd.step", same), same);
@@ -319,7 +319,9 @@ TEST(Augment, ReflectedPaddingWalksBackIn) {
 
 TEST(Augment, ProblemStrings) {
   REQUIRE_PASS("augment.fwd");
-  const auto text = [](const char* problem) { return find("augment.fwd")->parse(problem, DType::kF32).text; };
+  const auto text = [](const char* problem) {
+    return find_pass("augment.fwd").parse(problem, DType::kF32).text;
+  };
   for (const char* same : {"n2_h4_w4_c3_m5", "n2_h4_w4_c3_m5_pad1_flip", "n2_h4_w4_c3_m5_altflip_cut2_cs8",
                            "n2_h4_w5_c3_m5_pad3_reflect_flip"}) {
     EXPECT_EQ(text(same), same);

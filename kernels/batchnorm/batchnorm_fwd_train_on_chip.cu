@@ -13,6 +13,7 @@
 #include "kernels/batchnorm/batchnorm_epilogue.cuh"
 #include "kernels/batchnorm/batchnorm_moments.cuh"
 #include "kernels/batchnorm/batchnorm_on_chip.cuh"
+#include "kernels/batchnorm/batchnorm_train_statistics.cuh"
 
 namespace kiln {
 namespace {
@@ -137,22 +138,6 @@ __device__ __forceinline__ Moments<V> thread_moments(const T* __restrict__ x, co
   return moments;
 }
 
-// What a merge writes, besides the workspace.
-struct Statistics {
-  float* running_mean;  // [C]
-  float* running_var;   // [C]
-  float* saved_mean;    // [C]
-  float* saved_rstd;    // [C]
-  float eps, momentum, unbiased;
-
-  __device__ __forceinline__ void write(int c, float mean, float var, float rstd) const {
-    saved_mean[c] = mean;
-    saved_rstd[c] = rstd;
-    running_mean[c] = (1.0f - momentum) * running_mean[c] + momentum * mean;
-    running_var[c] = (1.0f - momentum) * running_var[c] + momentum * (var * unbiased);
-  }
-};
-
 // The second stage: merges the chunks and leaves mean, scale and beta of the block's channels in scratch,
 // from where each thread takes its own.
 template <class T, int V>
@@ -161,7 +146,7 @@ __device__ __forceinline__ Channels<V> merge_chunks(
     const float* __restrict__ gamma,  // [C]
     const float* __restrict__ beta,   // [C]
     const BatchnormMeeting& meeting, const BatchnormTile& tile, const BatchnormSlice& s,
-    const Statistics& statistics, float* scratch) {
+    const TrainStatistics& statistics, float* scratch) {
   const OnChipMerge m = OnChipMerge::of<V, kThreads>(tile, s);
   Moments<4> moments;
   moments.clear();
@@ -208,7 +193,7 @@ __global__ __launch_bounds__(kThreads, 1) void batchnorm_fwd_train_on_chip_kerne
     T* __restrict__ y,                 // [M,C]
     unsigned char* __restrict__ mask,  // [M,C/8] or null
     unsigned* words,                   // [2,chunks,2,C]: mean of x - pivot, M2
-    const __grid_constant__ Statistics statistics, const __grid_constant__ OnChipTile layout,
+    const __grid_constant__ TrainStatistics statistics, const __grid_constant__ OnChipTile layout,
     const __grid_constant__ BatchnormActivation activation) {
   constexpr int kRows = OnChip<Epilogue>::kRows, kHeld = OnChip<Epilogue>::kHeld;
   extern __shared__ float4 batchnorm_on_chip_smem[];
@@ -291,13 +276,7 @@ Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& devi
   const BatchnormMeetingWords words(layout.rows);
   using Args = BatchnormFwdTrain::Args;
   return make_plan<Args>(0, [=](const Args& a, void*, Stream stream) {
-    const Statistics statistics = {.running_mean = static_cast<float*>(a.running_mean),
-                                   .running_var = static_cast<float*>(a.running_var),
-                                   .saved_mean = static_cast<float*>(a.saved_mean),
-                                   .saved_rstd = static_cast<float*>(a.saved_rstd),
-                                   .eps = p.eps,
-                                   .momentum = p.momentum,
-                                   .unbiased = static_cast<float>(batchnorm_unbiased(p.per_channel()))};
+    const TrainStatistics statistics = train_statistics(p, a);
     launch_on_chip(kernel, "batchnorm_fwd_train_on_chip_kernel", layout.rows, kThreads, smem_bytes, stream,
                    static_cast<const T*>(a.x), static_cast<const float*>(a.gamma),
                    static_cast<const float*>(a.beta), static_cast<const T*>(a.residual), static_cast<T*>(a.y),

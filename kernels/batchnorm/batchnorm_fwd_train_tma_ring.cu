@@ -12,21 +12,13 @@
 #include "kernels/batchnorm/batchnorm_epilogue.cuh"
 #include "kernels/batchnorm/batchnorm_moments.cuh"
 #include "kernels/batchnorm/batchnorm_tma_ring_plan.cuh"
+#include "kernels/batchnorm/batchnorm_train_statistics.cuh"
 
 namespace kiln {
 namespace {
 
 constexpr const char* kName = "batchnorm_fwd_train_tma_ring_kernel";
 constexpr int kRows = 4;  // of a thread in a stage
-
-// What the statistics need, and where they go.
-struct Statistics {
-  float* running_mean;  // [C]
-  float* running_var;   // [C]
-  float* saved_mean;    // [C]
-  float* saved_rstd;    // [C]
-  float eps, momentum, unbiased;
-};
 
 // What one thread of the last merge needs of its channel: read before the statistics are known.
 struct Parameters {
@@ -166,8 +158,8 @@ __device__ __forceinline__ Moments<1> merge_chunks(const BatchnormMeeting& meeti
 
 // Leaves mean, scale and beta of the block's channels in shared.result; chunk 0 writes the statistics.
 __device__ __forceinline__ void finish_channel(const Moments<1>& all, const Parameters& p,
-                                               const Statistics& statistics, const RingSlice& s, int rows,
-                                               int c, RingShared& shared) {
+                                               const TrainStatistics& statistics, const RingSlice& s,
+                                               int rows, int c, RingShared& shared) {
   const float mean = p.pivot + all.mean[0];
   const float var = all.m2[0] / static_cast<float>(rows);
   const float rstd = batchnorm_rstd(var, statistics.eps);
@@ -223,7 +215,7 @@ __global__ __launch_bounds__(kRingBlock, 1) void batchnorm_fwd_train_tma_ring_ke
     const float* __restrict__ beta,                                      // [C]
     T* __restrict__ y,                                                   // [M,C]
     unsigned* words,                                                     // [2,chunks,2,C]: mean, M2
-    const __grid_constant__ Statistics statistics, const __grid_constant__ RingTile ring,
+    const __grid_constant__ TrainStatistics statistics, const __grid_constant__ RingTile ring,
     const __grid_constant__ BatchnormClamp clamp) {
   extern __shared__ __align__(128) unsigned char batchnorm_ring_smem[];
   RingShared& shared = *reinterpret_cast<RingShared*>(batchnorm_ring_smem);
@@ -271,13 +263,7 @@ Plan<BatchnormFwdTrain::Args> plan(const BatchnormProblem& p, const Device& devi
   return Plan<Args>(0, [=](const Args& a, void*) {
     require_aligned_args(&a, sizeof a);
     const CUtensorMap x_map = make_ring_map(p, launch.ring, a.x);
-    const Statistics statistics = {.running_mean = static_cast<float*>(a.running_mean),
-                                   .running_var = static_cast<float*>(a.running_var),
-                                   .saved_mean = static_cast<float*>(a.saved_mean),
-                                   .saved_rstd = static_cast<float*>(a.saved_rstd),
-                                   .eps = p.eps,
-                                   .momentum = p.momentum,
-                                   .unbiased = static_cast<float>(batchnorm_unbiased(p.per_channel()))};
+    const TrainStatistics statistics = train_statistics(p, a);
     return Bound([=](Stream stream) {
       launch(stream, x_map, static_cast<const T*>(a.x), static_cast<const float*>(a.gamma),
              static_cast<const float*>(a.beta), static_cast<T*>(a.y), launch.words.data(), statistics,

@@ -10,17 +10,11 @@
 // cooperative launch; the loading warp goes on at once. Shared memory: RingShared, then slots * 16 KiB.
 #pragma once
 
-#include <algorithm>
-#include <string>
-#include <string_view>
-#include <vector>
-
 #include "kernels/batchnorm/batchnorm_meeting.cuh"
 #include "kernels/batchnorm/batchnorm_stream.cuh"
 #include "kernels/batchnorm/batchnorm_tile.cuh"
 #include "kernels/common/check.h"
 #include "kernels/common/mbarrier.cuh"
-#include "kernels/common/tensor_map.h"
 #include "kernels/common/tma.cuh"
 
 namespace kiln {

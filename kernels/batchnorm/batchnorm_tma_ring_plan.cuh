@@ -4,8 +4,14 @@
 // twice.
 #pragma once
 
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <vector>
+
 #include "kernels/batchnorm/batchnorm_tma_ring.cuh"
 #include "kernels/common/launch.h"
+#include "kernels/common/tensor_map.h"
 
 namespace kiln {
 

@@ -6,7 +6,6 @@
 
 #include <cctype>
 #include <fstream>
-#include <thread>
 
 #include "kernels/common/error.h"
 

@@ -78,12 +78,17 @@ const std::vector<PassInfo>& all_passes() {
   return list;
 }
 
-const PassInfo& find_pass(std::string_view id) {
-  std::vector<std::string> ids;
+const PassInfo* built_pass(std::string_view id) {
   for (const PassInfo& info : all_passes()) {
-    if (info.id() == id) return info;
-    ids.push_back(info.id());
+    if (info.id() == id) return &info;
   }
+  return nullptr;
+}
+
+const PassInfo& find_pass(std::string_view id) {
+  if (const PassInfo* pass = built_pass(id)) return *pass;
+  std::vector<std::string> ids;
+  for (const PassInfo& info : all_passes()) ids.push_back(info.id());
   fail_usage(unknown_name_message("op.pass", id, ids));
 }
 

@@ -62,5 +62,7 @@ struct PassInfo {
 const std::vector<PassInfo>& all_passes();
 // "conv2d.fwd"; throws Error suggesting the nearest.
 const PassInfo& find_pass(std::string_view id);
+// The same, or null where it is not in this build.
+const PassInfo* built_pass(std::string_view id);
 
 }  // namespace kiln

@@ -2,7 +2,6 @@
 // below 2^24, and where bf16 stores one beyond 256, the rounding of what was stored is the tolerance.
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 
 #include "kernels/common/problem_string.h"
 #include "tests/support/properties.h"

@@ -16,20 +16,13 @@ namespace kiln {
 
 using Values = std::vector<double>;
 
-inline const PassInfo* find(const std::string& id) {
-  for (const PassInfo& pass : all_passes()) {
-    if (pass.id() == id) return &pass;
-  }
-  return nullptr;
-}
-
 #define REQUIRE_PASS(id) \
-  if (!find(id)) GTEST_SKIP() << id << " is not in this build"
+  if (!built_pass(id)) GTEST_SKIP() << id << " is not in this build"
 
 // Runs cpu_naive on inputs given in order of the Args (absent ones left out); returns the outputs by name.
 inline std::map<std::string, Values> naive(const std::string& id, const std::string& problem_text,
                                            const std::vector<Values>& inputs) {
-  const PassInfo& pass = *find(id);
+  const PassInfo& pass = find_pass(id);
   const AnyProblem problem = pass.parse(problem_text, DType::kF32);
   HostTensors tensors;
   size_t next = 0;

@@ -1,7 +1,6 @@
 #include "tests/support/runner.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <list>
 

@@ -5,8 +5,6 @@
 namespace kiln {
 namespace {
 
-std::string num(long long value) { return std::to_string(value); }
-
 // Walks a network on 32x32x3 images and lists the problem of every layer.
 class NetworkWalk {
  public:
