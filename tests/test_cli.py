@@ -207,6 +207,22 @@ class Training(Case):
         self.fails("train", "--resume", rest, "--seed", "6", says="keeps its seed")
         self.fails("train", "--resume", self.folder, says="config.json")
 
+    def test_resume_into_its_own_folder_by_name(self):
+        run = self.train("run", "--max-steps", "6", "--drain-every", "1")
+        metrics = run / "metrics.jsonl"
+        with metrics.open("a") as file:  # of a run that went on and died before its checkpoint
+            file.write('{"step":7,"loss":1}\n{"step":8,"lo')
+        self.passes("train", "--resume", run, "--max-steps", "9", "--out", f"{run}/.", "--overwrite")
+        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        self.assertEqual(steps, list(range(1, 10)))
+
+    def test_resume_of_files_of_two_checkpoints(self):
+        run = self.train("run", "--max-steps", "4")
+        state = (run / "state.safetensors").read_bytes()
+        self.passes("train", "--resume", run, "--max-steps", "8")
+        (run / "state.safetensors").write_bytes(state)
+        self.fails("train", "--resume", run, "--max-steps", "10", says=["not of one checkpoint", "step 4", "step 8"])
+
     def test_resume_keeps_the_recipe(self):
         layers = list(TINY["layers"])
         at = next(i for i, layer in enumerate(layers) if layer["id"] == "sum")
@@ -280,7 +296,9 @@ class BadInput(Case):
         self.fails("train", "--device", "cpu", "--flip", "alternating", says=["flip", "did you mean 'alternate'"])
         self.fails("train", "--device", "cpu", "--pad-mode", "reflec", says=["pad mode", "did you mean 'reflect'"])
         self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "0", says="needs --pad above 0")
-        self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "32", says="reflect needs pad, smaller")
+        self.fails("train", "--device", "cpu", "--threads", "100000", says="--threads 100000: at most 4096")
+        self.fails("swap", "--impl", "relu.*=cpu_naive", "--out", "/nowhere/x.json", says="no folder /nowhere")
+        self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "32", says="reflect needs a pad of at least 1, smaller")
         for epochs in ("0", "nan", "1e30"):
             self.fails("train", "--device", "cpu", "--epochs", epochs, says="--epochs must be above 0")
         for seed in ("-1", "1.5", "99999999999999999999"):
