@@ -297,6 +297,7 @@ class BadInput(Case):
         self.fails("train", "--device", "cpu", "--pad-mode", "reflec", says=["pad mode", "did you mean 'reflect'"])
         self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "0", says="needs --pad above 0")
         self.fails("train", "--device", "cpu", "--threads", "100000", says="--threads 100000: at most 4096")
+        self.fails("train", "--batch", "many", says=["--batch = many", "a number is expected"])
         self.fails("swap", "--impl", "relu.*=cpu_naive", "--out", "/nowhere/x.json", says="no folder /nowhere")
         self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "32", says="reflect needs a pad of at least 1, smaller")
         for epochs in ("0", "nan", "1e30"):
