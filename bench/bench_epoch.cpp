@@ -6,6 +6,7 @@
 // (predict).
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <iostream>
@@ -109,6 +110,19 @@ void register_epochs(Rows& rows, const EpochOptions& o, const Device& device) {
   }
 }
 
+// --cpu-full names networks that there are; '' is none.
+void check_cpu_full(const EpochOptions& o) {
+  std::vector<std::string> known = builtin_network_names();
+  for (const std::string& model : o.networks) {
+    const std::string name = load_network(model).name;
+    if (std::find(known.begin(), known.end(), name) == known.end()) known.push_back(name);
+  }
+  for (const std::string& name : o.cpu_full) {
+    if (name.empty() || std::find(known.begin(), known.end(), name) != known.end()) continue;
+    fail_usage("--cpu-full: " + unknown_name_message("network", name, known));
+  }
+}
+
 void register_sweep(Rows& rows, const EpochOptions& o, const std::vector<const Device*>& devices) {
   for (const std::string& model : o.sweep) {
     const NetworkDescription network = load_network(model);
@@ -157,11 +171,14 @@ int run(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
 
   const Device& chosen = select_device(options.common, stderr);
+  const ImplChoice checked(options.common.impl);  // a name that is wrong ends here, not in every row
   std::vector<const Device*> devices = {&chosen};
   if (!options.sweep.empty() && options.common.device.empty() && chosen.is_cuda()) {
     devices.insert(devices.begin(), &cpu_device());
   }
   Rows rows(options);
+  if (!options.common.data.empty()) rows.bench.all_images();  // so do data that cannot be read
+  check_cpu_full(options);
   if (options.sweep.empty()) {
     register_epochs(rows, options, chosen);
   } else {

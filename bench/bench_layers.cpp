@@ -171,6 +171,11 @@ int run(int argc, char** argv) {
   }
   PlanRanking ranking(options.cudnn_plans);
   const std::vector<LayerRow> rows = layer_rows(options, device, ranking);
+  if (rows.empty() && options.filter == "." && options.shards == 1) {
+    fail_usage(device.name +
+               " has no implementation of these problems in the dtype or by the names asked for" +
+               (device.is_cuda() ? "" : "; on a CPU the dtype is fp32"));
+  }
   const Ceilings ceilings = options.profile ? Ceilings{} : measure_ceilings(device);
   add_context(device, ceilings);
   TimingOptions timing = options.timing;
@@ -200,5 +205,8 @@ int main(int argc, char** argv) {
   } catch (const kiln::Error& error) {
     std::fprintf(stderr, "bench_layers: %s\n", error.what());
     return error.exit_status();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "bench_layers: %s\n", error.what());
+    return 1;
   }
 }

@@ -18,12 +18,20 @@ class RowFilter {
  public:
   explicit RowFilter(const std::string& text)
       : negated_(text.rfind('-', 0) == 0),
-        pattern_(text == "all" ? "."
-                 : negated_    ? text.substr(1)
-                               : text) {}
+        pattern_(compiled(text == "all" ? "."
+                          : negated_    ? text.substr(1)
+                                        : text)) {}
   bool keeps(const std::string& name) const { return std::regex_search(name, pattern_) != negated_; }
 
  private:
+  static std::regex compiled(const std::string& pattern) {
+    try {
+      return std::regex(pattern);
+    } catch (const std::regex_error& error) {
+      fail_usage("--benchmark_filter '" + pattern + "' is no regular expression: " + error.what());
+    }
+  }
+
   bool negated_;
   std::regex pattern_;
 };

@@ -23,6 +23,7 @@ bool ends_with(const std::string& text, const std::string& end) {
 
 // The default size of the built-in set, as data/dataset.h states it.
 constexpr long long kBuiltinTrain = 10000, kBuiltinTest = 2000;
+constexpr int kMostThreads = 4096;  // OpenMP's runtime dies of many more
 
 void keep_first(Dataset& set, long long images) {
   if (images <= 0 || images >= set.count()) return;
@@ -77,6 +78,9 @@ NetworkDescription load_network(const std::string& model) {
 }
 
 const Device& select_device(const CommonOptions& o, std::FILE* log) {
+  if (o.threads > kMostThreads) {
+    fail_usage("--threads " + std::to_string(o.threads) + ": at most " + std::to_string(kMostThreads));
+  }
   if (o.threads > 0) {
     omp_set_num_threads(o.threads);
     if (openblas_set_num_threads) openblas_set_num_threads(o.threads);

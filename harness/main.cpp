@@ -27,6 +27,10 @@ std::vector<std::string> option_names(const CLI::App& app) {
 std::string usage_message(const CLI::ParseError& error, const CLI::App& app) {
   std::string message = error.what();
   for (size_t end; (end = message.find('\n')) != std::string::npos;) message.replace(end, 1, " ");
+  if (dynamic_cast<const CLI::ConversionError*>(&error)) {
+    return message + "; a number is expected (INT in `kiln " + app.get_name() +
+           " --help`: a whole one, at most 2147483647)";
+  }
   if (!dynamic_cast<const CLI::ExtrasError*>(&error)) return message;
   for (const std::string& word : app.remaining()) {
     const std::string flag = word.substr(0, word.find('='));

@@ -21,13 +21,13 @@ Json read_json(const std::string& path, const std::string& missing) {
   }
 }
 
-// Runs `read`; what the JSON library objects to becomes an Error.
+// Runs `read`; what the JSON library objects to in the run's `file` becomes an Error.
 template <class Read>
-auto reading(const Read& read) {
+auto reading(const Read& read, const std::string& file = "config.json") {
   try {
     return read();
   } catch (const nlohmann::json::exception& e) {
-    fail_usage(std::string("the run's config.json is damaged: ") + e.what());
+    fail_usage("the run's " + file + " is damaged: " + e.what());
   }
 }
 
@@ -95,7 +95,7 @@ long long steps_of_run(const std::string& folder) {
   const Json summary =
       read_json((fs::path(folder) / "summary.json").string(),
                 "the run in '" + folder + "' has no summary.json: it ended before its checkpoint");
-  return reading([&] { return summary.at("steps").get<long long>(); });
+  return reading([&] { return summary.at("steps").get<long long>(); }, "summary.json");
 }
 
 RunData data_of_run(const Json& config) {

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <sstream>
 
 #include "kernels/common/error.h"
 
@@ -54,6 +55,17 @@ void write_file_atomically(const std::string& path, const std::string& text) {
   }
 }
 
+void check_output_file(const std::string& flag, const std::string& path) {
+  std::error_code ignored;
+  const fs::path parent = fs::path(path).parent_path(), folder = parent.empty() ? "." : parent;
+  if (!fs::is_directory(folder, ignored))
+    fail_usage(flag + " " + path + ": there is no folder " + folder.string());
+  if (fs::is_directory(path, ignored)) fail_usage(flag + " " + path + " is a folder");
+  if (access(folder.c_str(), W_OK | X_OK) != 0) {
+    fail_usage(flag + " " + path + " cannot be written: " + std::strerror(errno));
+  }
+}
+
 void RunFolder::check(const std::string& path, bool overwrite) {
   std::error_code error;
   const fs::path exists = existing_part(path);
@@ -84,8 +96,21 @@ RunFolder RunFolder::create(const std::string& path, bool overwrite) {
   return RunFolder(path, std::ios::out);
 }
 
-RunFolder RunFolder::reopen(const std::string& path) {
+RunFolder RunFolder::reopen(const std::string& path, long long steps) {
   check(path, true);
+  const std::string metrics = (fs::path(path) / "metrics.jsonl").string();
+  std::ifstream in(metrics);
+  std::ostringstream text;
+  text << in.rdbuf();
+  std::string kept;
+  std::istringstream lines(text.str());
+  for (std::string line; std::getline(lines, line);) {
+    const Json json = Json::parse(line, nullptr, false);
+    const bool done = json.is_object() && json.contains("step") && json["step"].is_number() &&
+                      json["step"].get<long long>() <= steps;
+    if (done) kept += line + "\n";
+  }
+  if (kept != text.str()) write_file_atomically(metrics, kept);
   return RunFolder(path, std::ios::app);
 }
 

@@ -14,6 +14,10 @@ using Json = nlohmann::ordered_json;
 // Throws Error(kFailure) where the disk refuses.
 void write_file_atomically(const std::string& path, const std::string& text);
 
+// Throws Error where no file can be written under that name: its folder is missing or read-only, or it is a
+// folder. `flag` names the flag in the message. Creates nothing.
+void check_output_file(const std::string& flag, const std::string& path);
+
 class RunFolder {
  public:
   // Throws Error unless `path` is new or empty (or overwrite) and can be written; creates nothing.
@@ -23,8 +27,9 @@ class RunFolder {
 
   // Checks, creates the folder and, with overwrite, removes an earlier run's files (kiln's own, no others).
   static RunFolder create(const std::string& path, bool overwrite);
-  // A run's folder to go on in: metrics are appended.
-  static RunFolder reopen(const std::string& path);
+  // A run's folder to go on in behind `steps` steps: metrics are appended. Lines of later steps, which a run
+  // that died before its checkpoint left, go.
+  static RunFolder reopen(const std::string& path, long long steps);
   const std::string& path() const { return path_; }
   std::string file(const std::string& name) const;
   void write_json(const std::string& name, const Json& value) const;

@@ -194,7 +194,9 @@ std::string swap_text(const SwapReport& report) {
                       s.default_us > 0 ? format_text("x%.2f", s.us / s.default_us) : "-", s.impl});
     }
     if (!r.steps.empty()) text += table_text(rows, {2, 4, 5});
-    if (r.steps.empty()) text += "  no step is done otherwise: it is the default here\n";
+    if (r.steps.empty())
+      text +=
+          "  no step is done otherwise: the network has no step of that pass, or it is the default here\n";
     text += format_text("  these steps  %12.1f us, default %.1f us\n", r.us, r.default_us);
     text += format_text("  whole step   %12.1f us measured (%+.1f %%), %.1f us predicted (off by %+.1f %%)\n",
                         r.measured_us, change, r.predicted_us, 100 * (r.predicted_us / r.measured_us - 1));

@@ -27,6 +27,7 @@ int run(const Flags& flags, const std::string& command_line) {
   if (flags.common.impl.empty()) {
     fail_usage("--impl is needed: what to compare, for example 'conv2d.fwd=naive|smem_tile'");
   }
+  if (!flags.out.empty()) check_output_file("--out", flags.out);
   const NetworkDescription network = load_network(flags.common.model);
   const Device& device = select_device(flags.common, stderr);
   TrainFlags train;
@@ -76,7 +77,9 @@ Command add_swap_command(CLI::App& app, const std::string& command_line) {
       "swap", "measure what other implementations of some passes do to a network's training step");
   auto flags = std::make_shared<Flags>();
   add_common_options(*sub, flags->common);
-  sub->add_option("--batch", flags->batch, "images a step (512)")->check(above_zero());
+  sub->add_option("--batch", flags->batch,
+                  "images a step (default: that of the network's recipe, `kiln train --help`)")
+      ->check(above_zero());
   sub->add_option("--seed", flags->seed, "seed of initial weights, order and augmentation")
       ->check(seed_number())
       ->capture_default_str();

@@ -70,7 +70,7 @@ class Run {
       for (const std::string& line : trainer_->plan_lines()) std::printf("%s\n", line.c_str());
       return 0;
     }
-    folder_ = std::make_unique<RunFolder>(in_place_ ? RunFolder::reopen(out_)
+    folder_ = std::make_unique<RunFolder>(in_place_ ? RunFolder::reopen(out_, measured_.first_step)
                                                     : RunFolder::create(out_, flags_.overwrite));
     folder_->write_json("config.json", config());
     std::printf("%s (%s parameters) on %s, %s; %s: %s training images, %s steps of %d\n",
@@ -88,7 +88,9 @@ class Run {
 
  private:
   void choose_folder() {
-    in_place_ = flags_.out.empty() && !flags_.resume.empty();
+    std::error_code ignored;
+    in_place_ = !flags_.resume.empty() &&
+                (flags_.out.empty() || std::filesystem::equivalent(flags_.out, flags_.resume, ignored));
     out_ = in_place_            ? flags_.resume
            : flags_.out.empty() ? RunFolder::first_free("runs", run_name(network_.name, device_, options_))
                                 : flags_.out;
@@ -104,11 +106,33 @@ class Run {
     }
     trainer_->load_weights((run / "weights.safetensors").string());
     trainer_->load_state((run / "state.safetensors").string());
+    if (trainer_->steps_done() != measured_.first_step) {
+      fail_usage("--resume '" + flags_.resume +
+                 "': its files are not of one checkpoint: state.safetensors is of step " +
+                 std::to_string(trainer_->steps_done()) + ", summary.json of step " +
+                 std::to_string(measured_.first_step));
+    }
   }
 
+  // Both files are complete on the disk before the first takes its name, and the summary's step comes last: a
+  // run that dies between leaves one whole checkpoint or what load_checkpoint() refuses.
   void save_checkpoint() {
-    trainer_->save_weights(folder_->file("weights.safetensors"));
-    trainer_->save_state(folder_->file("state.safetensors"));
+    const std::string weights = folder_->file("weights.safetensors"),
+                      state = folder_->file("state.safetensors");
+    const std::string fresh = ".new";
+    std::error_code ignored;
+    try {
+      trainer_->save_weights(weights + fresh);
+      trainer_->save_state(state + fresh);
+    } catch (...) {
+      for (const std::string& file : {weights, state}) std::filesystem::remove(file + fresh, ignored);
+      throw;
+    }
+    for (const std::string& file : {state, weights}) {
+      std::error_code error;
+      std::filesystem::rename(file + fresh, file, error);
+      if (error) fail_failure("cannot write '" + file + "': " + error.message());
+    }
   }
 
   Json config() {

@@ -223,7 +223,7 @@ Command add_tune_command(CLI::App& app) {
       "tune", "measure every implementation and config of a network's problems and remember the fastest");
   auto flags = std::make_shared<Flags>();
   add_common_options(*sub, flags->common);
-  sub->add_option("--batch", flags->batches, "batch sizes, comma-separated")
+  sub->add_option("--batch", flags->batches, "batch sizes, comma-separated; name the one that you train with")
       ->delimiter(',')
       ->capture_default_str();
   sub->add_option(

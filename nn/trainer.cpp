@@ -25,6 +25,7 @@ Trainer::~Trainer() = default;
 
 long long Trainer::steps_per_epoch() const { return state_->steps_per_epoch(); }
 long long Trainer::total_steps() const { return state_->total_steps(); }
+long long Trainer::steps_done() const { return state_->position.step; }
 long long Trainer::parameter_count() const { return state_->network.layout().parameter_count(); }
 EvalResult Trainer::evaluate() { return state_->evaluate(); }
 

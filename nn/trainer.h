@@ -86,6 +86,7 @@ class Trainer {
 
   long long steps_per_epoch() const;  // ceil: an epoch is all the images, the last batch may be small
   long long total_steps() const;
+  long long steps_done() const;  // by train() and, after load_state(), by the run that goes on
   long long parameter_count() const;
 
   // Trains to the end, or until on_drain returns false. May be called once.

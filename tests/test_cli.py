@@ -130,6 +130,22 @@ class Training(Case):
         self.fails("train", "--resume", rest, "--seed", "6", says="keeps its seed")
         self.fails("train", "--resume", self.folder, says="config.json")
 
+    def test_resume_into_its_own_folder_by_name(self):
+        run = self.train("run", "--max-steps", "6", "--drain-every", "1")
+        metrics = run / "metrics.jsonl"
+        with metrics.open("a") as file:  # of a run that went on and died before its checkpoint
+            file.write('{"step":7,"loss":1}\n{"step":8,"lo')
+        self.passes("train", "--resume", run, "--max-steps", "9", "--out", f"{run}/.", "--overwrite")
+        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        self.assertEqual(steps, list(range(1, 10)))
+
+    def test_resume_of_files_of_two_checkpoints(self):
+        run = self.train("run", "--max-steps", "4")
+        state = (run / "state.safetensors").read_bytes()
+        self.passes("train", "--resume", run, "--max-steps", "8")
+        (run / "state.safetensors").write_bytes(state)
+        self.fails("train", "--resume", run, "--max-steps", "10", says=["not of one checkpoint", "step 4", "step 8"])
+
     def test_resume_keeps_the_recipe(self):
         layers = list(TINY["layers"])
         at = next(i for i, layer in enumerate(layers) if layer["id"] == "sum")

@@ -30,7 +30,10 @@ class BadInput(Case):
         self.fails("train", "--device", "cpu", "--flip", "alternating", says=["flip", "did you mean 'alternate'"])
         self.fails("train", "--device", "cpu", "--pad-mode", "reflec", says=["pad mode", "did you mean 'reflect'"])
         self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "0", says="needs --pad above 0")
-        self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "32", says="reflect needs pad, smaller")
+        self.fails("train", "--device", "cpu", "--threads", "100000", says="--threads 100000: at most 4096")
+        self.fails("train", "--batch", "many", says=["--batch = many", "a number is expected"])
+        self.fails("swap", "--impl", "relu.*=cpu_naive", "--out", "/nowhere/x.json", says="no folder /nowhere")
+        self.fails("train", "--device", "cpu", "--pad-mode", "reflect", "--pad", "32", says="reflect needs a pad of at least 1, smaller")
         for epochs in ("0", "nan", "1e30"):
             self.fails("train", "--device", "cpu", "--epochs", epochs, says="--epochs must be above 0")
         for seed in ("-1", "1.5", "99999999999999999999"):

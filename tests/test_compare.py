@@ -75,6 +75,11 @@ class Compare(unittest.TestCase):
             result = self.run_compare(good, second)
             self.assertEqual(result.returncode, 2, result.stdout + result.stderr)
             self.assertIn(words, result.stderr)
+        broken.write_bytes(b"\xff\xfe\x80")
+        result = self.run_compare(good, broken)
+        self.assertEqual((result.returncode, "not JSON" in result.stderr), (2, True), result.stderr)
+        result = self.run_compare(good, good, "--json", empty)  # 1 would say that a row is slower
+        self.assertEqual((result.returncode, "cannot be written" in result.stderr), (2, True), result.stderr)
 
     def test_devices_that_differ_are_noted(self):
         rows = {"relu_fwd/n1/bf16/naive": (1.0, 0.1)}

@@ -38,7 +38,7 @@ TEST(DepthwiseConv2d, IsConv2dWithADiagonalFilter) {
   REQUIRE_PASS("conv2d.fwd");
   for (const DepthwiseCase& v : kCases) {
     const auto size_of_tensor = [&](const std::string& id, const std::string& text, size_t index) {
-      const PassInfo& pass = *find(id);
+      const PassInfo& pass = *built_pass(id);
       return static_cast<size_t>(pass.tensors(pass.parse(text, DType::kF32))[index].elements());
     };
     const Values x = random_values(size_of_tensor("depthwise_conv2d.fwd", v.depthwise(), 0), 1);

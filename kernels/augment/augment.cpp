@@ -76,7 +76,7 @@ void AugmentProblem::validate() const {
   rule(h <= 65535 && w <= 65535, "h and w must be at most 65535");
   rule(pad >= 0 && pad <= 32767, "pad must be 0 to 32767");
   rule(pad_mode == PadMode::kZero || (pad > 0 && pad < h && pad < w),
-       "reflect needs pad, smaller than h and w");
+       "reflect needs a pad of at least 1, smaller than h and w");
   rule(cut >= 0 && cut <= 65535, "cut must be 0 to 65535");
   rule(c_stride == 0 || c_stride >= c, "cs must be at least c");
   require_indexable("augment", text, "of one image", {h, w, c});

@@ -6,7 +6,6 @@
 // of 4, filters up to 15 x 15, stride 1; any padding and c_stride; deterministic. Mirrors
 // cpu_reference/conv2d_naive.cpp.
 #include "kernels/common/check.h"
-#include "kernels/common/grid.h"
 #include "kernels/common/launch.h"
 #include "kernels/conv2d/conv2d_register_store.cuh"
 #include "kernels/conv2d/conv2d_register_tma.cuh"

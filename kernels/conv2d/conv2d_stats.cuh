@@ -144,10 +144,6 @@ __device__ __forceinline__ void merge_partials(const Conv2dStats& out, int tile,
   }
 }
 
-// Bytes of shared memory that finish_stats() needs.
-template <int kColumns, int kWarps>
-constexpr int kStatsScratch = kWarps* kColumns * 8 + kWarps * 4 + 16;
-
 // The end of a block, threads 0 to 32 * kWarps - 1 together: named barrier kStatsBarrier is theirs, and
 // `scratch` (a shared address, 8 bytes aligned) what no thread uses any more once all are here. `slot`: which
 // of the column tile's blocks.
