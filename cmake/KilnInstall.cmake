@@ -29,7 +29,7 @@ install(FILES ${PROJECT_BINARY_DIR}/kilnConfig.cmake ${PROJECT_BINARY_DIR}/kilnC
 
 # Headers: those that need neither CUDA's nor cuDNN's ------------------------------------------------------------
 file(GLOB kiln_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR} kernels/common/*.h)
-list(FILTER kiln_headers EXCLUDE REGEX "/(check|counters|peer_trial|registry_detail|tensor_map)\\.h$")
+list(FILTER kiln_headers EXCLUDE REGEX "/(check|counters|launch|peer_trial|registry_detail|tensor_map)\\.h$")
 foreach(op IN LISTS KILN_ALL_OPS)
   list(APPEND kiln_headers kernels/${op}/${op}.h)
 endforeach()
