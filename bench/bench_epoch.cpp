@@ -185,10 +185,11 @@ int run(int argc, char** argv) {
     register_sweep(rows, options, devices);
   }
   add_context(options, devices);
-  benchmark::RunSpecifiedBenchmarks();
+  // None: --benchmark_filter names no row, as has been said.
+  const bool none = benchmark::RunSpecifiedBenchmarks() == 0;
   benchmark::Shutdown();
   if (!rows.results.empty()) print_sweep(options.table_to_stderr ? stderr : stdout, rows.results);
-  return rows.any_failed ? 1 : 0;
+  return none ? 2 : rows.any_failed ? 1 : 0;
 }
 
 }  // namespace

@@ -191,9 +191,10 @@ int run(int argc, char** argv) {
         ->UseManualTime()
         ->Unit(benchmark::kMicrosecond);
   }
-  benchmark::RunSpecifiedBenchmarks();
+  // None: --benchmark_filter names no row, as has been said; a shard may have none of those it names.
+  const bool none = benchmark::RunSpecifiedBenchmarks() == 0 && options.shards == 1;
   benchmark::Shutdown();
-  return any_failed ? 1 : 0;
+  return none ? 2 : any_failed ? 1 : 0;
 }
 
 }  // namespace
